@@ -1,0 +1,187 @@
+"""Run records: write once, read all, check.
+
+A *record* is the one JSON file a finished run leaves in ``results/runs/``. It is written aside and linked into place,
+so it is whole or absent, and it is never edited or overwritten. The *ledger* is all records together.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"  # the ledger of this checkout
+SCHEMA = 1
+
+
+class RecordError(ValueError):
+    """A record that cannot be trusted: the message names the file or field and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One point of a run's curve: losses in nats, ``top1`` on the test set in percent, ``seconds`` with evaluation."""
+
+    epoch: int  # 1-based
+    lr: float  # learning rate of the epoch's last step
+    train_loss: float  # mean of the training objective: mixed and label-smoothed cross entropy
+    test_loss: float  # plain cross entropy
+    top1: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished training of a cell (``row`` on ``dataset``) under a protocol with a seed.
+
+    Accuracies are percent of the whole test set. ``top1`` is the last epoch's, the result; ``top1_best`` is the best
+    over all epochs *on the test set*, which the authors report, kept beside it because it selects on the test set.
+    """
+
+    row: str
+    dataset: str
+    protocol: str  # its name; ``protocol_hash`` says which settings that was
+    protocol_hash: str
+    protocol_fields: dict
+    seed: int
+    top1: float
+    top1_best: float
+    best_epoch: int  # 1-based, the first to reach top1_best
+    test_loss: float  # last epoch, cross entropy in nats
+    per_class_top1: list[float]  # percent, in class order
+    curve: list[Epoch]
+    params: int  # of the model as built
+    params_paper: int  # in the paper's convention at the setting that was trained
+    macs: int  # one image forward, all products counted, taps inside the map only
+    macs_paper: int  # in the paper's convention at the setting that was trained
+    image_size: int  # pixels a side
+    num_classes: int
+    num_train: int  # images trained on, after the protocol's subset
+    num_test: int
+    data_fingerprint: str
+    precision: str  # "fp32", "tf32", "bf16"
+    device: str  # in words
+    images_per_second: float  # training images over training seconds, evaluation left out
+    wall_seconds: float  # everything from the first step, all interruptions left out
+    versions: dict
+    git_commit: str  # "unknown" outside a git checkout
+    git_clean: bool
+    finished: str  # UTC, ISO 8601
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and that the curve tells the same story as the summary; raises RecordError."""
+        _check_types(self)
+        if self.schema != SCHEMA:
+            raise RecordError(f"schema is {self.schema}, this code reads {SCHEMA}")
+        if not self.curve:
+            raise RecordError("curve is empty")
+        if [e.epoch for e in self.curve] != list(range(1, len(self.curve) + 1)):
+            raise RecordError("curve does not count its epochs 1, 2, 3, …")
+        best = max(self.curve, key=lambda e: e.top1)
+        story = {
+            "top1": self.curve[-1].top1,
+            "test_loss": self.curve[-1].test_loss,
+            "top1_best": best.top1,
+            "best_epoch": best.epoch,
+        }
+        for name, told in story.items():
+            if getattr(self, name) != told:
+                raise RecordError(f"{name} is {getattr(self, name)} but the curve says {told}")
+        if len(self.per_class_top1) != self.num_classes:
+            raise RecordError(f"per_class_top1 has {len(self.per_class_top1)} entries for {self.num_classes} classes")
+        for value in (self.top1, self.top1_best, *self.per_class_top1):
+            if not 0 <= value <= 100:
+                raise RecordError(f"an accuracy of {value} is not a percentage")
+
+
+def _check_types(obj: typing.Any) -> None:
+    for field in dataclasses.fields(obj):
+        value = getattr(obj, field.name)
+        wanted = typing.get_origin(field.type) or field.type
+        if isinstance(wanted, types.GenericAlias) or wanted not in (int, float, str, bool, list, dict):
+            raise TypeError(f"{field.name}: no check for {field.type}")
+        if wanted is float and type(value) is int:
+            object.__setattr__(obj, field.name, float(value))
+            value = float(value)
+        if type(value) is not wanted:
+            raise RecordError(f"{field.name} should be {wanted.__name__}, is {type(value).__name__}")
+        if wanted is float and not math.isfinite(value):
+            raise RecordError(f"{field.name} is {value}")
+        if wanted is list:
+            (inner,) = typing.get_args(field.type)
+            if not all(type(item) is inner or (inner is float and type(item) is int) for item in value):
+                raise RecordError(f"{field.name} should hold only {inner.__name__}")
+            if inner is float and not all(math.isfinite(item) for item in value):
+                raise RecordError(f"{field.name} holds a value that is not finite")
+
+
+def path(results_root: Path, row: str, dataset: str, protocol: str, protocol_hash: str, seed: int) -> Path:
+    """Where the record of this run belongs: one file name for one (cell, protocol, seed)."""
+    name = f"{dataset}--{row.replace('/', '_')}--{protocol}-{protocol_hash}--seed{seed}.json"
+    return Path(results_root) / "runs" / name
+
+
+def path_of(record: Record, results_root: Path) -> Path:
+    """Where ``record`` belongs under ``results_root``."""
+    r = record
+    return path(results_root, r.row, r.dataset, r.protocol, r.protocol_hash, r.seed)
+
+
+def write(record: Record, results_root: Path = RESULTS) -> Path:
+    """Write ``record`` into the ledger, whole or not at all; returns its path.
+
+    Raises FileExistsError if that run already has a record: records are never overwritten.
+    """
+    target = path_of(record, results_root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=".aside-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        try:
+            os.link(aside, target)  # unlike a rename, refuses to replace
+        except FileExistsError:
+            raise FileExistsError(f"{target} exists: a record is never overwritten") from None
+    finally:
+        os.unlink(aside)
+    return target
+
+
+def read_one(file: Path) -> Record:
+    """Read and check one record; raises RecordError naming the file."""
+    try:
+        fields = json.loads(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise RecordError("is not a JSON object")
+        fields["curve"] = [Epoch(**point) for point in fields.get("curve", [])]
+        for point in fields["curve"]:
+            _check_types(point)
+        record = Record(**fields)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RecordError(f"{file}: {str(error).removeprefix('Record.').removeprefix('__init__() ')}") from error
+    if path_of(record, "").name != Path(file).name:
+        raise RecordError(f"{file}: holds the run that belongs in {path_of(record, '').name}")
+    return record
+
+
+def read(results_root: Path = RESULTS) -> tuple[list[Record], list[str]]:
+    """Read the ledger: all sound records, in file-name order, and one sentence for each broken one.
+
+    A broken record is left out and named; it never hides the others.
+    """
+    found, broken = [], []
+    for file in sorted((Path(results_root) / "runs").glob("*.json")):
+        try:
+            found.append(read_one(file))
+        except RecordError as error:
+            broken.append(str(error))
+    return found, broken
