@@ -1,21 +1,17 @@
-"""Protocols and the training engine.
+"""The training engine.
 
-A *protocol* says how a cell is trained; every field is data, and `Protocol.hash` names the settings for good. A *run*
-is one training of a cell with a seed; it leaves a record. Three streams of random numbers, each a function of the seed
-and the step alone, feed a run: initialisation, order, and what happens inside a step (augmentation, mixing, drop path).
-So a run that was killed resumes from its checkpoint and ends, on a CPU, with the weights of an undisturbed one, bit for
-bit.
+A *run* is one training of a cell under a protocol with a seed; it leaves a record. Three streams of random numbers,
+each a function of the seed and the step alone, feed it: initialisation, order, and what happens inside a step
+(augmentation, mixing, drop path). So a run that was killed resumes from its checkpoint and ends, on a CPU, with the
+weights of an undisturbed one, bit for bit.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import platform
 import subprocess
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,80 +24,8 @@ from tqdm.auto import tqdm
 
 import lkca
 from lkca import augment, complexity, data, records, zoo
+from lkca.protocols import Protocol
 from lkca.records import RESULTS, Epoch, Record
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a cell is trained. The defaults are the settings on which paper and released code agree."""
-
-    name: str
-    cost: str  # what it costs and what to expect, in a line
-    epochs: int = 100
-    passes_per_epoch: int = 1  # over the training set
-    train_images: int | None = None  # of a fixed, seeded, stratified subset; None for all
-    batch_size: int = 128
-    lr: float = 1e-3
-    lr_floor: float = 1e-6  # where warm-up starts and the cosine ends
-    warmup_epochs: int = 10
-    weight_decay: float = 0.05  # on all parameters
-    betas: tuple[float, float] = (0.9, 0.999)
-    label_smoothing: float = 0.1
-    flip: float = 0.5
-    crop_padding: int = 4  # pixels
-    auto_augment: bool = True  # the data set's policy, see augment.POLICIES
-    erase_probability: float = 0.25
-    erase_area: tuple[float, float] = (0.02, 0.4)
-    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    mix_probability: float = 0.5  # of a batch
-    cutmix_share: float = 0.5  # of the mixed batches; the others get Mixup
-    mix_beta: float = 1.0
-    drop_path: float | None = None  # None: the row's own
-    precision: str = "fp32"
-
-    @property
-    def fields(self) -> dict:
-        """The settings as they stand in a record, name and cost left out."""
-        settings = dataclasses.asdict(self)
-        del settings["name"], settings["cost"]
-        return json.loads(json.dumps(settings))
-
-    @property
-    def hash(self) -> str:
-        """Ten hexadecimal digits that change when, and only when, a setting does."""
-        return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()[:10]
-
-
-PROTOCOLS = {
-    p.name: p
-    for p in (
-        Protocol(
-            "released",
-            "What the authors' code does: 300 passes, 15 million images on CIFAR. About four hours a 2.7M cell on a "
-            "2080 Ti, by the authors' README; meant for a GPU.",
-            passes_per_epoch=3,
-        ),
-        Protocol("paper", "What the paper's text says: 100 passes, a third of `released`."),
-        Protocol(
-            "sketch",
-            "16 passes over 10,000 training images, tested on the whole test set: about ten minutes for a 0.5M row on "
-            "two CPU cores. A direction, never a reproduction.",
-            epochs=8,
-            passes_per_epoch=2,
-            train_images=10_000,
-            warmup_epochs=1,
-        ),
-        Protocol(
-            "smoke",
-            "One pass over scikit-learn's digits, seconds to a minute a row on two CPU cores: the way works.",
-            epochs=1,
-            batch_size=32,
-            warmup_epochs=0,
-            flip=0.0,
-            crop_padding=1,
-        ),
-    )
-}
 
 
 def learning_rate(p: Protocol, step: int, steps_per_epoch: int) -> float:
@@ -182,7 +106,7 @@ def fit(
     Args:
         row: the row's name, see `lkca.zoo`.
         dataset: see `lkca.data.load`.
-        protocol: one of PROTOCOLS, or another.
+        protocol: one of `lkca.protocols.PROTOCOLS`, or another.
         seed: of all streams.
         device: "cpu" or "cuda".
         results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the run is done.

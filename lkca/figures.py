@@ -1,0 +1,138 @@
+"""How the book shows a table: HTML that follows the page's light or dark mode, and the accuracy figure."""
+
+import html
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lkca import complexity, tables, zoo
+from lkca.records import Record
+
+INK = "#010203"  # replaced by the page's own text colour
+VIT, LKCA = "#D55E00", "#0072B2"  # Okabe and Ito's vermillion and blue
+
+
+def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
+    """A frame of strings as an HTML table in the page's colours; "not run" is muted, ``notes`` stand below."""
+    body = frame.to_html(classes="lkca-table", border=0, index=not isinstance(frame.index, pd.RangeIndex))
+    body = body.replace(f"<td>{tables.NOT_RUN}</td>", f'<td class="not-run">{tables.NOT_RUN}</td>')
+    below = "".join(f'<p class="lkca-note">{html.escape(note)}</p>' for note in notes)
+    return HTML(f'<div class="lkca-scroll">{body}</div>{below}')
+
+
+def comparison(table: int, ledger: Sequence[Record]) -> HTML:
+    """`tables.compare` for the page, with the reason below where our counts cannot equal the printed ones."""
+    frame = tables.compare(table, ledger)
+    for group in [f"ours, {p}" for p in tables.SHOWN]:
+        if (frame[group, "last epoch"] == tables.NOT_RUN).all():  # one muted column says it
+            frame = frame.drop(columns=[(group, "best epoch")])
+    notes = [f"* {row}: {zoo.ROWS[row].deviation}" for row in zoo.TABLES[table].rows if zoo.ROWS[row].deviation]
+    notes.append(
+        "top-1 in percent. One seed: ± is the binomial standard error on the test set; several: ± is the standard "
+        "deviation over seeds. “Best epoch” picks the epoch on the test set, as the authors report, and is too high by "
+        "that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, at 32 px and 10 classes."
+    )
+    return table_html(frame, notes)
+
+
+def broken(sentences: Sequence[str]) -> HTML | None:
+    """A visible note for records that were left out because they are broken; None if there are none."""
+    if not sentences:
+        return None
+    items = "".join(f"<li>{html.escape(s)}</li>" for s in sentences)
+    return HTML(f'<div class="lkca-broken"><strong>Left out, because broken:</strong><ul>{items}</ul></div>')
+
+
+def _curve(ax: Axes, rows: Sequence[str], points: dict, colour: str, **style: object) -> None:
+    x = [complexity.count(r, **complexity.PRINTED_SETTING).params_paper / 1e6 for r in rows if r in points]
+    y = [points[r][0] for r in rows if r in points]
+    error = [points[r][1] for r in rows if r in points]
+    order = np.argsort(x)
+    x, y, error = (np.array(v, float)[order] for v in (x, y, error))
+    ax.errorbar(x, y, yerr=error if error.any() else None, color=colour, capsize=2, lw=1.8, ms=6, **style)
+
+
+def _panel(ax: Axes, table: int, series: list[tuple[str, dict, dict]], title: str) -> None:
+    vits, lkcas = zip(*tables.pairs(table), strict=True)
+    for label, points, style in series:
+        for rows, colour, name in ((vits, VIT, "ViT"), (lkcas, LKCA, "ViT-LKCA")):
+            if any(r in points for r in rows):
+                _curve(ax, rows, points, colour, label=f"{name}, {label}", **style)
+    ax.set_xscale("log", base=2)
+    ticks = [0.5, 1, 2, 4, 8]
+    ax.set_xticks(ticks, [f"{t:g}M" for t in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("parameters")
+    ax.set_title(title, loc="left", fontsize=11)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.15, color=INK)
+    ax.legend(frameon=False, fontsize=9, loc="best", labelcolor=INK)
+
+
+def _points(table: int, ledger: Sequence[Record], protocol: str) -> dict[str, tuple[float, float]]:
+    points = {}
+    for row in zoo.TABLES[table].rows:
+        runs = tables.select(table, ledger, protocol, row)
+        if runs:
+            top1 = [r.top1 for r in runs]
+            error = np.std(top1, ddof=1) if len(top1) > 1 else tables.binomial_error(top1[0], runs[0].num_test)
+            points[row] = (float(np.mean(top1)), float(error))
+    return points
+
+
+def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
+    """Accuracy against parameters: the paper's two curves and ours where run; `sketch` in a panel of its own."""
+    paper = {row: (top1, 0.0) for row, top1 in tables.published(table).top1.items()}
+    full = {p: _points(table, ledger, p) for p in tables.FULL}
+    sketch = _points(table, ledger, "sketch")
+    size = {"axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
+    with matplotlib.rc_context({**size, "svg.fonttype": "none", "svg.hashsalt": "lkca", "font.size": 10}):
+        figure = Figure(figsize=(9.2 if sketch else 6.4, 4.2), layout="constrained")
+        axes = figure.subplots(1, 2 if sketch else 1, squeeze=False, width_ratios=[3, 2] if sketch else None)[0]
+        styles = {"released": {"marker": "o", "ls": "-"}, "paper": {"marker": "s", "ls": "-."}}
+        series = [("the paper's", paper, {"marker": "o", "mfc": "none", "ls": "--"})]
+        series += [(f"ours, {p}", points, styles[p]) for p, points in full.items() if points]
+        _panel(axes[0], table, series, f"Table {table}, {zoo.TABLES[table].dataset}")
+        axes[0].set_ylabel("top-1, %")
+        vits, lkcas = zip(*tables.pairs(table), strict=True)
+        low, high = ([paper[r][0] for r in rows] for rows in (vits, lkcas))
+        order = np.argsort([complexity.count(r, **complexity.PRINTED_SETTING).params_paper for r in vits])
+        x = [complexity.count(vits[i], **complexity.PRINTED_SETTING).params_paper / 1e6 for i in order]
+        axes[0].fill_between(x, np.array(low)[order], np.array(high)[order], color=LKCA, alpha=0.08, lw=0)
+        if sketch:
+            _panel(axes[1], table, [("sketch", sketch, {"marker": "D", "ls": "-"})], "sketch: 10,000 images, 16 passes")
+            axes[1].set_xlim(0.4, 10)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = out.getvalue()
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1)
+    svg = svg.replace(INK, "currentColor")
+    text = html.escape(describe(table, ledger))
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
+    return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption></figure>')
+
+
+def describe(table: int, ledger: Sequence[Record]) -> str:
+    """The figure in words, from the same data: its caption and alternative text."""
+    paper = tables.published(table).top1
+    gains = [paper[b] - paper[a] for a, b in tables.pairs(table)]
+    full = sum(any(tables.select(table, ledger, p, r) for p in tables.FULL) for r in zoo.TABLES[table].rows)
+    text = (
+        f"Top-1 accuracy on {zoo.TABLES[table].dataset} against parameters. In the paper ViT-LKCA (blue) is above ViT "
+        f"(orange) at every size, by {min(gains):.2f} to {max(gains):.2f} points. "
+        f"Of the {len(zoo.TABLES[table].rows)} rows, {full or 'none'} {'has' if full == 1 else 'have'} been run here "
+        "in full."
+    )
+    sketched = [
+        f"{d.mean:+.2f} points at {a.partition('/')[2] or '2.69M'} (n = {d.n})"
+        for a, b in tables.pairs(table)
+        if (d := tables.difference(table, ledger, "sketch", a, b))
+    ]
+    return text + (f" Sketched, LKCA − ViT is {', '.join(sketched)}." if sketched else "")

@@ -1,0 +1,124 @@
+"""What a table's notebook asks for: choose the protocol, check everything, train what is missing.
+
+`plan` answers within seconds and trains nothing; `run` does the work and can be killed and called again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lkca import data, records, train, zoo
+from lkca.protocols import PROTOCOLS, Protocol
+from lkca.records import RESULTS, Record
+
+
+@dataclass(frozen=True)
+class Job:
+    """Checked work: these rows and seeds of a data set under a protocol, on a device; ``why`` says it in one line."""
+
+    dataset: str
+    protocol: Protocol
+    rows: tuple[str, ...]
+    seeds: tuple[int, ...]
+    device: str
+    data_root: Path
+    results_root: Path
+    why: str
+
+    @property
+    def runs(self) -> list[tuple[str, int, Path]]:
+        """Row, seed and record path of every run, seed by seed."""
+        p = self.protocol
+        return [
+            (row, seed, records.path(self.results_root, row, self.dataset, p.name, p.hash, seed))
+            for seed in self.seeds
+            for row in self.rows
+        ]
+
+
+def plan(
+    table: int,
+    *,
+    protocol: str = "auto",
+    rows: str | Sequence[str] = "all",
+    seeds: Sequence[int] = (0,),
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    results_root: str | Path | None = None,
+) -> Job:
+    """Choose and check a table's training, within seconds and before any of it.
+
+    Args:
+        table: number of the table in the paper.
+        protocol: "released", "paper", "sketch", "smoke", or "auto": `released` where there is a CUDA device and the
+            data set is present or can be downloaded, else `smoke`. `smoke` trains the rows on scikit-learn's digits,
+            and its records go to ``results_root/scratch``, which all tables share.
+        rows: "all", or names of the table's rows.
+        seeds: one run of each row a seed.
+        device: "cpu", "cuda", or "auto" for CUDA where there is one.
+        data_root: folder of the data sets; None for `lkca.data.ROOT`.
+        results_root: folder of the ledger; None for the one of this checkout.
+
+    Raises:
+        ValueError: naming the valid choices, on a table, protocol, row, seed or device that does not exist.
+        DataError: if the data set is neither present nor downloadable.
+    """
+    if table not in zoo.TABLES:
+        raise ValueError(f"table {table!r} does not exist; the tables are {', '.join(map(str, zoo.TABLES))}")
+    spec = zoo.TABLES[table]
+    if protocol != "auto" and protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r} is not one of 'auto', {', '.join(map(repr, PROTOCOLS))}")
+    names = spec.rows if rows == "all" else tuple([rows] if isinstance(rows, str) else rows)
+    for name in names:
+        if name not in spec.rows:
+            raise ValueError(f"row {name!r} is not in Table {table}; its rows are {', '.join(spec.rows)}")
+    if not names or isinstance(seeds, str | int) or not seeds:
+        raise ValueError("rows and seeds must be lists with at least one entry, e.g. rows=['ViT'], seeds=[0]")
+    for seed in seeds:
+        if type(seed) is not int or seed < 0:
+            raise ValueError(f"seed {seed!r} is not a whole number from 0 up")
+    if device != "auto":
+        train.checked_device(device)
+    cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    root = Path(data_root).expanduser() if data_root else data.ROOT
+    results = Path(results_root).expanduser() if results_root else RESULTS
+
+    reason = "as asked"
+    if protocol == "auto" and not cuda:
+        protocol, reason = "smoke", "there is no CUDA device, so this only shows that the way works"
+    elif protocol != "smoke":
+        present = data.available(spec.dataset, root) or data.downloadable(spec.dataset)
+        if not present and protocol != "auto":
+            raise data.DataError(
+                f"{spec.dataset} is not in {root} and its publisher's host does not answer: put it there, name its "
+                "folder with data_root, or choose protocol='smoke', which needs no download"
+            )
+        if not present:
+            protocol, reason = "smoke", f"{spec.dataset} is not in {root} and cannot be downloaded from here"
+        elif protocol == "auto":
+            protocol, reason = "released", f"there is a CUDA device and {spec.dataset}"
+    dataset, results = ("digits", results / "scratch") if protocol == "smoke" else (spec.dataset, results)
+    job = Job(dataset, PROTOCOLS[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
+    missing = sum(not path.exists() for *_, path in job.runs)
+    why = f"`{protocol}` on {dataset}, {job.device}: {reason}. {missing} of {len(job.runs)} runs to train."
+    return Job(**{**vars(job), "why": why})
+
+
+def run(job: Job, progress: bool = True) -> list[Record]:
+    """Train what the ledger lacks and return the job's records, in order.
+
+    Killed at any time, it goes on from the last checkpoint when it is called again. Raises what `train.fit`,
+    `data.load` and `records.read_one` raise.
+    """
+    dataset = None
+    found = []
+    for row, seed, path in job.runs:
+        if path.exists():
+            found.append(records.read_one(path))
+            continue
+        dataset = dataset or data.load(job.dataset, job.data_root)
+        fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
+        found.append(train.fit(row, dataset, job.protocol, seed, **fit))
+    return found

@@ -1,0 +1,185 @@
+"""Ledger and published numbers side by side: what the book's tables show, and the rule behind every verdict.
+
+A table shows what the ledger holds and says "not run" for the rest. Only the protocols `released` and `paper` stand
+beside the paper's numbers; `sketch` has columns of its own, and `smoke` none.
+
+The rule. For each pair (a ViT, the ViT-LKCA of its size) the difference LKCA - ViT of last-epoch top-1 is taken seed by
+seed. Its interval is the wider, at either end, of two 95 % intervals: the percentile bootstrap of the mean over seeds,
+and the normal interval from the binomial error of two accuracies on one test set, which more seeds do not shrink. The
+paper's claim "LKCA is better" then *holds* if the interval lies above 0, *does not hold* if it lies below 0, and is
+*undecided* if it contains 0. A pair without a seed in common is *not run*.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from lkca import complexity, records, zoo
+from lkca.protocols import PROTOCOLS
+from lkca.records import Record
+
+FULL = ("released", "paper")  # protocols that may speak about the paper's numbers
+SHOWN = (*FULL, "sketch")
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """LKCA - ViT in points of top-1: mean over ``n`` paired seeds, and the interval of the rule above."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 if the interval lies above 0, -1 if below, 0 if it contains 0."""
+        return (self.low > 0) - (self.high < 0)
+
+
+def published(table: int) -> pd.DataFrame:
+    """The paper's numbers: ``top1`` in percent, ``params`` and ``flops`` as printed, by row."""
+    file = records.RESULTS / "paper" / f"table{table}.csv"
+    return pd.read_csv(file, dtype={"params": str, "flops": str}).set_index("model")
+
+
+def pairs(table: int) -> list[tuple[str, str]]:
+    """The (ViT, ViT-LKCA) pairs of a table, in its order."""
+    return [(row, f"{row}-LKCA") for row in zoo.TABLES[table].rows if f"{row}-LKCA" in zoo.TABLES[table].rows]
+
+
+def select(table: int, ledger: Sequence[Record], protocol: str, row: str | None = None) -> list[Record]:
+    """The records a table shows under a protocol, by seed: those made with that protocol's present settings."""
+    found = [
+        r
+        for r in ledger
+        if r.dataset == zoo.TABLES[table].dataset
+        and (r.protocol, r.protocol_hash) == (protocol, PROTOCOLS[protocol].hash)
+        and (r.row == row or row is None and r.row in zoo.TABLES[table].rows)
+    ]
+    return sorted(found, key=lambda r: (zoo.TABLES[table].rows.index(r.row), r.seed))
+
+
+def binomial_error(top1: float, images: int) -> float:
+    """Standard error in points of an accuracy in percent, measured on that many test images."""
+    return float(np.sqrt(top1 * (100 - top1) / images))
+
+
+def difference(table: int, ledger: Sequence[Record], protocol: str, vit: str, lkca: str) -> Difference | None:
+    """LKCA - ViT over the seeds that both rows have; None without any."""
+    a, b = ({r.seed: r for r in select(table, ledger, protocol, row)} for row in (vit, lkca))
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    deltas = np.array([b[s].top1 - a[s].top1 for s in seeds])
+    draws = np.random.default_rng(0).integers(len(deltas), size=(10_000, len(deltas)))
+    low, high = np.percentile(deltas[draws].mean(axis=1), (2.5, 97.5))
+    mean = float(deltas.mean())
+    half = 1.96 * np.hypot(
+        *(binomial_error(float(np.mean([x[s].top1 for s in seeds])), x[seeds[0]].num_test) for x in (a, b))
+    )
+    return Difference(mean, float(min(low, mean - half)), float(max(high, mean + half)), len(seeds))
+
+
+def verdict(table: int, ledger: Sequence[Record], vit: str, lkca: str) -> str:
+    """Whether "LKCA is better" holds for a pair, by the rule above; `released` speaks before `paper`."""
+    for protocol in FULL:
+        d = difference(table, ledger, protocol, vit, lkca)
+        if d:
+            return {1: "holds", -1: "does not hold", 0: "undecided"}[d.sign]
+    return NOT_RUN
+
+
+def compare(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
+    """The table: paper beside ours, one line a row, columns in groups, everything as shown (strings)."""
+    paper = published(table)
+    lines = {}
+    for row in zoo.TABLES[table].rows:
+        ours = complexity.count(row, **complexity.PRINTED_SETTING)
+        mark = "*" if zoo.ROWS[row].deviation else ""
+        line = {
+            ("paper", "top-1"): f"{paper.top1[row]:.2f}",
+            ("paper", "params"): paper.params[row],
+            ("paper", "FLOPs"): paper.flops[row],
+            ("counted here", "params"): f"{ours.params_paper / 1e6:.2f}M{mark}",
+            ("counted here", "FLOPs"): f"{ours.macs_paper / 1e6:.2f}M{mark}",
+        }
+        for protocol in SHOWN:
+            runs = select(table, ledger, protocol, row)
+            line[f"ours, {protocol}", "last epoch"] = _accuracy([r.top1 for r in runs], runs)
+            line[f"ours, {protocol}", "best epoch"] = f"{np.mean([r.top1_best for r in runs]):.2f}" if runs else ""
+        lines[row] = line
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
+    return frame
+
+
+def _accuracy(values: list[float], runs: list[Record]) -> str:
+    if not runs:
+        return NOT_RUN
+    if len(runs) == 1:
+        return f"{values[0]:.2f} ± {binomial_error(values[0], runs[0].num_test):.2f} (1 seed)"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(runs)} seeds)"
+
+
+def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
+    """LKCA - ViT for each pair: published, under each protocol with its interval, and the verdict (strings)."""
+    paper = published(table).top1
+    words = {1: "LKCA ahead", -1: "ViT ahead", 0: "undecided"}
+    lines = {}
+    for vit, lkca in pairs(table):
+        found = {p: difference(table, ledger, p, vit, lkca) for p in SHOWN}
+        line = {"paper": f"{paper[lkca] - paper[vit]:+.2f}"}
+        for protocol, d in found.items():
+            line[f"ours, {protocol}"] = f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}" if d else NOT_RUN
+        line["claim"] = verdict(table, ledger, vit, lkca)
+        line["direction in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
+        lines[f"{lkca} − {vit}"] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
+    """Every record behind a table, so that each number can be walked back to the run that made it (strings)."""
+    lines = [
+        {
+            "row": r.row,
+            "protocol": r.protocol,
+            "seed": str(r.seed),
+            "last": f"{r.top1:.2f}",
+            "best": f"{r.top1_best:.2f} (epoch {r.best_epoch})",
+            "device": f"{r.device}, {r.precision}",
+            "minutes": f"{r.wall_seconds / 60:.1f}",
+            "images/s": f"{r.images_per_second:.0f}",
+            "commit": r.git_commit[:7] + ("" if r.git_clean else " (changed)"),
+            "record": records.path_of(r, "").name,
+        }
+        for protocol in SHOWN
+        for r in select(table, ledger, protocol)
+    ]
+    return pd.DataFrame(lines, columns=["row", "protocol", "seed", "last", "best", "device", "minutes", "images/s",
+                                        "commit", "record"])  # fmt: skip
+
+
+@cache
+def _verdict_words() -> tuple[str, ...]:
+    return ("holds", "does not hold", "undecided", NOT_RUN)
+
+
+def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -> pd.DataFrame:
+    """The status of each table: cells run under a full protocol, verdicts over its pairs, cells sketched (counts)."""
+    lines = {}
+    for t in tables:
+        verdicts = [verdict(t, ledger, *pair) for pair in pairs(t)]
+        full = {r.row for p in FULL for r in select(t, ledger, p)}
+        lines[f"Table {t}, {zoo.TABLES[t].dataset}"] = {
+            "rows": len(zoo.TABLES[t].rows),
+            "rows run in full": len(full),
+            "pairs": len(verdicts),
+            **{word: verdicts.count(word) for word in _verdict_words()},
+            "rows sketched": len({r.row for r in select(t, ledger, "sketch")}),
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
