@@ -2,29 +2,34 @@
 
 `load` takes what is on disk - torchvision's files, the original tiny-imagenet-200 folder or zip, or an image folder
 ``root/<name>/{train,test}/<class>/*`` - and downloads what is not. Whatever the container, the result is the same: same
-tensors, same class numbers, same order (by class, then by content), same fingerprint, compared with the known one.
+tensors, same class numbers (by sorted class name), same order (by class, then by content), same fingerprint. That is a
+SHA-256 over split, class number and content of every sample, and it is compared with the known one. The content is the
+pixels; for Tiny-ImageNet it is the bytes of the JPEG files, because decoders differ by a grey level here and there.
 """
 
+import contextlib
+import errno
 import hashlib
+import http.client
 import io
 import os
-import socket
 import sys
+import urllib.request
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
-from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 from tqdm.auto import tqdm
 
 ROOT = Path(os.environ.get("LKCA_DATA", Path(__file__).resolve().parents[1] / ".data"))
@@ -75,6 +80,9 @@ DATASETS = {
     ),
 }  # fmt: skip
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+_SUFFIXES = {".png", ".jpg", ".jpeg"}
+_UNREADABLE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+_CACHE_FORMAT = 2  # raise it when reading changes what is cached
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,10 @@ class Dataset:
     def subset(self, n: int, seed: int = 0) -> "Dataset":
         """A fixed, seeded draw of ``n`` training images, each class in proportion; the test set stays whole.
 
-        The fingerprint stays that of the whole. Raises ValueError if there are fewer than ``n``.
+        The fingerprint stays that of the whole. Raises ValueError unless ``n`` is from 1 to their number.
         """
         total = len(self.train_labels)
-        if n > total:
+        if not 1 <= n <= total:
             raise ValueError(f"{self.name} has {total} training images, {n} were asked for")
         # give every image its quantile within its class, at a random rank, and take the n smallest
         labels, rng = self.train_labels.numpy(), np.random.default_rng([seed, n])
@@ -131,89 +139,111 @@ def stats(name: str) -> tuple[tuple[float, float, float], tuple[float, float, fl
 
 # A sample is (split, class name, where, read): read() gives its encoded bytes or its pixels, uint8 (S, S, 3).
 Sample = tuple[str, str, str, Callable[[], bytes | np.ndarray]]
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
 def _image_folder(folder: Path) -> list[Sample]:
     return [
         (split, file.parent.name, str(file), file.read_bytes)
         for split in ("train", "test")
-        for file in sorted((folder / split).glob("*/*"))
-        if file.suffix.lower() in _SUFFIXES
+        for file in (folder / split).glob("*/*")
+        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")  # "._x.png" is a Mac's, not an image
     ]
 
 
 def _tiny(names: list[str], read: Callable[[str], bytes], where: str) -> list[Sample]:
     """The original layout, in a folder or a zip: the 10,000 validation images are the test set."""
     try:
-        lines = read("val/val_annotations.txt").decode().splitlines()
-    except (KeyError, OSError) as error:
-        raise DataError(f"{where}: val/val_annotations.txt is missing: delete {where} and load again") from error
-    label = {f"val/images/{line.split()[0]}": line.split()[1] for line in lines}
+        lines = [line.split() for line in read("val/val_annotations.txt").decode().splitlines()]
+        labels = {f"val/images/{file}": wnid for file, wnid, *_ in lines}
+        words = read("words.txt").decode().splitlines() if "words.txt" in names else []
+        word = dict(line.split("\t", 1) for line in words)
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{where}: val/val_annotations.txt or words.txt is missing or damaged ({error}): delete {where} and load again"
+        ) from error
     samples = []
     for name in names:
-        if Path(name).suffix.lower() in _SUFFIXES and not name.startswith("test/"):
-            split, wnid = ("train", name.split("/")[1]) if name.startswith("train/") else ("test", label.get(name, "?"))
-            samples.append((split, wnid, f"{where}/{name}", lambda name=name: read(name)))
+        if name.startswith("train/"):
+            split, wnid = "train", name.split("/")[1]
+        else:  # the test images, which have no labels, are left out
+            split, wnid = "test", labels.get(name)
+        if wnid and Path(name).suffix.lower() in _SUFFIXES:
+            readable = f"{wnid} {word.get(wnid, '').split(',')[0]}".strip()  # sorts as the wnid does
+            samples.append((split, readable, f"{where}/{name}", lambda name=name: read(name)))
     return samples
 
 
-def _find(name: str, root: Path) -> tuple[list[Path], Callable[[], list[Sample]]] | None:
-    """The files a data set is kept in under ``root``, and how to list its samples; None if it is not there."""
-    s = spec(name)
-    folder = root / name
-    if (folder / "train").is_dir():
-        return [folder], lambda: _image_folder(folder)
-    if name == "tiny-imagenet":
-        folder, archive = root / "tiny-imagenet-200", root / "tiny-imagenet-200.zip"
-        if folder.is_dir():
-            names = lambda: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*"))  # noqa: E731
-            return [folder], lambda: _tiny(names(), lambda n: (folder / n).read_bytes(), str(folder))
-        if archive.exists():
-            return [archive], lambda: _tiny_zip(archive)
-    elif s.torchvision is SVHN:
-        files = [root / SVHN.split_list[split][1] for split in ("train", "test")]
-        if any(f.exists() for f in files):
-            return files, lambda: _torchvision(name, root)
-    elif s.torchvision:
-        files = [root / s.torchvision.base_folder, root / s.torchvision.filename]
-        if any(f.exists() for f in files):
-            return [f for f in files if f.exists()][:1], lambda: _torchvision(name, root)
-    return None
+def _tiny_folder(folder: Path) -> list[Sample]:
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.*")]
+    return _tiny(names, lambda name: (folder / name).read_bytes(), str(folder))
 
 
 def _tiny_zip(archive: Path) -> list[Sample]:
     try:
         z = zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error:
+    except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive} is not a whole zip file ({error}): delete it and load again") from error
     prefix = "tiny-imagenet-200/"
     return _tiny([n.removeprefix(prefix) for n in z.namelist()], lambda n: z.read(prefix + n), str(archive))
 
 
-def _torchvision(name: str, root: Path) -> list[Sample]:
-    kind = spec(name).torchvision
-    if kind is SVHN:
-        parts = [(root / file, md5) for _, file, md5 in (SVHN.split_list["train"], SVHN.split_list["test"])]
-    elif (root / kind.base_folder).is_dir():
-        parts = [(root / kind.base_folder / file, md5) for file, md5 in kind.train_list + kind.test_list]
+def _find(name: str, root: Path) -> tuple[list[Path], Callable[[], list[Sample]]] | None:
+    """The files a data set is kept in under ``root``, and how to list its samples; None if it is not there."""
+    kind, folder = spec(name).torchvision, root / name
+    if (folder / "train").is_dir() or (folder / "test").is_dir():
+        return [folder], lambda: _image_folder(folder)
+    if name == "tiny-imagenet":
+        ways = [([root / "tiny-imagenet-200"], _tiny_folder), ([root / "tiny-imagenet-200.zip"], _tiny_zip)]
+    elif kind is SVHN:
+        ways = [([root / SVHN.split_list[split][1] for split in ("train", "test")], lambda _: _svhn(root))]
+    elif kind:
+        ways = [([root / part], lambda path: _cifar(kind, path)) for part in (kind.base_folder, kind.filename)]
     else:
-        parts = [(root / kind.filename, kind.tgz_md5)]
-    for file, md5 in parts:
-        if not check_integrity(file, md5):
-            state = "is damaged (its MD5 is wrong)" if file.exists() else "is missing"
-            raise DataError(f"{file} {state}: delete {parts[0][0].parent / '…'} of {name} and load again")
+        ways = []
+    for paths, samples in ways:
+        if all(path.exists() for path in paths):
+            return paths, lambda: samples(paths[0])
+    return None
+
+
+def _check_md5(file: Path, md5: str, delete: Path) -> None:
+    if not check_integrity(file, md5):
+        state = "is damaged (its MD5 is not the published one)" if file.exists() else "is missing"
+        raise DataError(f"{file} {state}: delete {delete} and load again")
+
+
+def _cifar(kind: type[CIFAR10], path: Path) -> list[Sample]:
+    """torchvision's folder or archive. It unpickles, so nothing is opened before its MD5 is that of the publisher."""
+    with contextlib.ExitStack() as stack:
+        folder = path
+        if path.name == kind.filename:
+            _check_md5(path, kind.tgz_md5, path)
+            try:
+                aside = stack.enter_context(TemporaryDirectory())
+                extract_archive(path, aside)
+            except OSError as error:
+                raise DataError(f"{path} cannot be unpacked ({error}): free some space, or unpack it there") from error
+            folder = Path(aside, kind.base_folder)
+        for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
+            _check_md5(folder / file, md5, path)
+        parts = {split: kind(folder.parent, train=split == "train") for split in ("train", "test")}
+    return [
+        (split, part.classes[label], f"{path} ({split} image {i})", lambda image=image: image)
+        for split, part in parts.items()
+        for i, (image, label) in enumerate(zip(part.data, part.targets, strict=True))
+    ]
+
+
+def _svhn(root: Path) -> list[Sample]:
+    """torchvision's two files; it gives the digit 0, which they call 10, the class 0."""
     samples = []
     for split in ("train", "test"):
-        if kind is SVHN:
-            ds = SVHN(root, split)
-            images, labels, classes = ds.data.transpose(0, 2, 3, 1), ds.labels, [str(c) for c in range(10)]
-        else:
-            ds = kind(root, train=split == "train", download=True)  # an archive beside it is unpacked, not fetched
-            images, labels, classes = ds.data, ds.targets, ds.classes
+        _, file, md5 = SVHN.split_list[split]
+        _check_md5(root / file, md5, root / file)
+        part = SVHN(root, split)
         samples += [
-            (split, classes[label], f"{root} ({split} image {i})", lambda image=image: image)
-            for i, (image, label) in enumerate(zip(images, labels, strict=True))
+            (split, str(label), f"{root / file} (image {i})", lambda image=image: image)
+            for i, (image, label) in enumerate(zip(part.data.transpose(0, 2, 3, 1), part.labels, strict=True))
         ]
     return samples
 
@@ -223,7 +253,7 @@ def _digits() -> list[Sample]:
 
     images, labels = load_digits(return_X_y=True)
     pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    test = np.zeros(len(labels), bool)  # every fifth of a class, in a fixed shuffle
+    test = np.zeros(len(labels), bool)  # a fifth: 36 of each class, drawn once and for all (the fingerprint sees to it)
     rng = np.random.default_rng(0)
     for c in range(10):
         test[rng.permutation(np.nonzero(labels == c)[0])[:36]] = True
@@ -242,7 +272,7 @@ def _decode(sample: Sample, s: Spec) -> tuple[np.ndarray, bytes]:
             pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         else:
             pixels, content = content, None
-    except (OSError, SyntaxError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise DataError(f"{where} cannot be read ({error}): delete it and load the data set again") from error
     if pixels.shape != (s.image_size, s.image_size, 3):
         raise DataError(f"{where} is {pixels.shape[1]} x {pixels.shape[0]} pixels, not {s.image_size} x {s.image_size}")
@@ -252,24 +282,22 @@ def _decode(sample: Sample, s: Spec) -> tuple[np.ndarray, bytes]:
 
 def _check_counts(name: str, samples: list[Sample], where: str) -> list[str]:
     """The sorted class names; raises DataError on a missing class or a wrong count, naming it."""
-    s = spec(name)
+    s, todo = spec(name), f"delete {where} and load {name} again"
     counts = {split: Counter(c for sp, c, *_ in samples if sp == split) for split in ("train", "test")}
     classes = sorted(set().union(*counts.values()))
     for split, expected in (("train", s.train), ("test", s.test)):
-        missing = [c for c in classes if c not in counts[split]]
-        if missing:
-            raise DataError(f"{where}: class {missing[0]} has no {split} images: load {name} afresh")
-        for c, n in counts[split].items():
-            if s.balanced and n != expected // s.classes:
-                raise DataError(
-                    f"{where}: class {c} has {n} {split} images, expected {expected // s.classes}: load {name} afresh"
-                )
-    if len(classes) != s.classes:
-        raise DataError(f"{where}: {len(classes)} classes, expected {s.classes}: load {name} afresh")
-    for split, expected in (("train", s.train), ("test", s.test)):
-        if counts[split].total() != expected:
-            found = counts[split].total()
-            raise DataError(f"{where}: {found} {split} images, expected {expected}: load {name} afresh")
+        found, each = counts[split], expected // s.classes
+        for c in classes:
+            if not found[c]:
+                raise DataError(f"{where}: class {c} has no {split} images: {todo}")
+            if s.balanced and found[c] != each:
+                raise DataError(f"{where}: class {c} has {found[c]} {split} images, expected {each}: {todo}")
+        if len(classes) != s.classes:
+            raise DataError(
+                f"{where}: {len(classes)} classes ({', '.join(classes[:9])}…), expected {s.classes}: {todo}"
+            )
+        if found.total() != expected:
+            raise DataError(f"{where}: {found.total()} {split} images, expected {expected}: {todo}")
     return classes
 
 
@@ -286,24 +314,31 @@ def _read(name: str, samples: list[Sample], where: str) -> Dataset:
         )  # by class, then by content: the same in every container
         for label, digest, _ in keys:
             everything.update(b"%s %d " % (split.encode(), label) + digest)
-        images = np.stack([decoded[i][0] for _, _, i in keys]).transpose(0, 3, 1, 2)
-        splits[split] = torch.from_numpy(np.ascontiguousarray(images)), torch.tensor([label for label, *_ in keys])
+        images = np.empty((len(keys), 3, s.image_size, s.image_size), np.uint8)
+        for image, (_, _, i) in zip(images, keys, strict=True):
+            image[:] = decoded[i][0].transpose(2, 0, 1)
+        splits[split] = torch.from_numpy(images), torch.tensor([label for label, *_ in keys])
     fingerprint = everything.hexdigest()
     if s.fingerprint and fingerprint != s.fingerprint:
         raise DataError(
             f"{where}: the content is not {name}'s (fingerprint {fingerprint[:12]}…, expected {s.fingerprint[:12]}…): "
-            f"delete it and load {name} afresh"
+            f"delete {where} and load {name} again"
         )
+    if name == "tiny-imagenet":
+        classes = [c.partition(" ")[2] or c for c in classes]
     return Dataset(name, *splits["train"], *splits["test"], classes, fingerprint)
 
 
-def _signature(paths: list[Path]) -> str:
+def _signature(name: str, paths: list[Path]) -> str:
     """Changes when a file of the source does: names, sizes and times, nothing is read."""
-
-    def files(path: Path) -> Iterator[Path]:
-        yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-    lines = [f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for p in paths for f in files(p)]
+    lines = [f"{_CACHE_FORMAT} {spec(name)}"]
+    for path in paths:
+        inside = [
+            os.path.join(at, file) for at, _, files in os.walk(path) for file in files
+        ]  # rglob takes 3 times as long
+        for file in sorted(inside) if path.is_dir() else [path]:
+            stat = os.stat(file)
+            lines.append(f"{os.path.relpath(file, path.parent)} {stat.st_size} {stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -340,7 +375,9 @@ def _save_cache(file: Path, ds: Dataset, signature: str) -> None:
         os.replace(aside, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         print(f"the cache {file} cannot be written ({error}): every load will decode again", file=sys.stderr)
-        aside.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # it is there after an error or an interrupt only
+            aside.unlink()
 
 
 def available(name: str, root: Path = ROOT) -> bool:
@@ -349,16 +386,12 @@ def available(name: str, root: Path = ROOT) -> bool:
 
 
 def downloadable(name: str, seconds: float = 5) -> bool:
-    """Whether the host that publishes the data set answers."""
-    url = spec(name).url
-    if url is None:
+    """Whether the host that publishes the data set answers within ``seconds``; asks for no data."""
+    if spec(name).url is None:
         return False
-    parts = urlsplit(url)
-    try:
-        socket.create_connection(
-            (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), seconds
-        ).close()
-    except OSError:
+    try:  # as the download will ask, so that a proxy is respected
+        urllib.request.urlopen(urllib.request.Request(spec(name).url, method="HEAD"), timeout=seconds).close()
+    except (OSError, http.client.HTTPException):
         return False
     return True
 
@@ -366,23 +399,27 @@ def downloadable(name: str, seconds: float = 5) -> bool:
 def _download(name: str, root: Path) -> None:
     """Fetch into a folder aside with checksums and a progress bar, then move into place: whole or not at all."""
     s = spec(name)
+    put = f"put it into {root} by hand, or name the folder that has it"
+    if not downloadable(name):  # torchvision's downloader would wait for minutes
+        raise DataError(f"{name} is not in {root} and {s.url} does not answer: {put}")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root, prefix=f".{name}-") as aside:
             if s.torchvision is SVHN:
                 for split in ("train", "test"):
-                    SVHN(aside, split, download=True)
+                    if not (root / SVHN.split_list[split][1]).exists():
+                        SVHN(aside, split, download=True)
             elif s.torchvision:
                 s.torchvision(aside, download=True)
             else:
                 download_url(s.url, aside, md5=_TINY_MD5)
             for file in Path(aside).iterdir():
-                os.replace(file, root / file.name)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision's bad checksum a RuntimeError
-        raise DataError(
-            f"{name} is not in {root} and could not be downloaded from {s.url} ({error}): free some space or connect, "
-            f"or put it there (see the book, 'How to reproduce')"
-        ) from error
+                if not (root / file.name).exists():  # another process may have been faster
+                    os.replace(file, root / file.name)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # torchvision's bad checksum is a RuntimeError
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            put = f"the disk of {root} is full, free some space"
+        raise DataError(f"{name} is not in {root} and downloading {s.url} failed ({error}): {put}") from error
 
 
 def load(name: str, root: Path | str = ROOT) -> Dataset:
@@ -394,12 +431,14 @@ def load(name: str, root: Path | str = ROOT) -> Dataset:
         root: a folder; decoded images are cached in its ``.cache``.
 
     Returns:
-        The whole data set. Tiny-ImageNet is tested on its validation images, SVHN trains on "train" alone, as released.
+        The whole data set. Tiny-ImageNet is tested on its validation images, its classes are numbered by sorted wnid
+        and named as in words.txt (by wnid where that is missing); SVHN trains on "train" alone, as released.
 
     Raises:
         DataError: on an unknown name, a damaged or truncated file, a missing class, a wrong count, content that is not
-            the known one, or no way to download. The fingerprint of SVHN is not known to us: its files' MD5 is
-            checked, and the fingerprint is recorded as found.
+            the known one, a full disk, or no way to download. The fingerprint of SVHN is not known to us: its files'
+            MD5 is checked, and the fingerprint is reported as found. A cache that is damaged or cannot be written is
+            no error: standard error says so.
     """
     root = Path(root).expanduser()
     spec(name)
@@ -410,7 +449,7 @@ def load(name: str, root: Path | str = ROOT) -> Dataset:
         _download(name, root)
         found = _find(name, root)
     paths, samples = found
-    signature, cache = _signature([p for p in paths if p.exists()]), root / ".cache" / f"{name}.pt"
+    signature, cache = _signature(name, paths), root / ".cache" / f"{name}.pt"
     ds = _load_cache(cache, signature)
     if ds is None:
         ds = _read(name, samples(), str(paths[0]))

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lkca import complexity, tables, zoo
+from lkca.jobs import Job
 from lkca.records import Record
 
 INK = "#010203"  # replaced by the page's own text colour
@@ -27,27 +28,31 @@ def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
     return HTML(f'<div class="lkca-scroll">{body}</div>{below}')
 
 
-def comparison(table: int, ledger: Sequence[Record]) -> HTML:
-    """`tables.compare` for the page, with the reason below where our counts cannot equal the printed ones."""
+def trained(job: Job, found: Sequence[Record]) -> HTML:
+    """What a job has trained, for the reader who waits for it; `smoke` says what it is."""
+    lines = [
+        {"row": r.row, "data set": r.dataset, "protocol": r.protocol, "seed": str(r.seed), "top-1, %": f"{r.top1:.2f}",
+         "images/s": f"{r.images_per_second:.0f}", "minutes": f"{r.wall_seconds / 60:.1f}"}
+        for r in found
+    ]  # fmt: skip
+    smoke = "A smoke run shows that the way works, from row to record. Its accuracies say nothing about the paper."
+    return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])
+
+
+def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = ()) -> HTML:
+    """`tables.compare` for the page; below it why a count differs, and every broken record that was left out."""
     frame = tables.compare(table, ledger)
     for group in [f"ours, {p}" for p in tables.SHOWN]:
         if (frame[group, "last epoch"] == tables.NOT_RUN).all():  # one muted column says it
             frame = frame.drop(columns=[(group, "best epoch")])
     notes = [f"* {row}: {zoo.ROWS[row].deviation}" for row in zoo.TABLES[table].rows if zoo.ROWS[row].deviation]
+    notes += [f"Left out, because broken: {sentence}" for sentence in broken]
     notes.append(
         "top-1 in percent. One seed: ± is the binomial standard error on the test set; several: ± is the standard "
         "deviation over seeds. “Best epoch” picks the epoch on the test set, as the authors report, and is too high by "
         "that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, at 32 px and 10 classes."
     )
     return table_html(frame, notes)
-
-
-def broken(sentences: Sequence[str]) -> HTML | None:
-    """A visible note for records that were left out because they are broken; None if there are none."""
-    if not sentences:
-        return None
-    items = "".join(f"<li>{html.escape(s)}</li>" for s in sentences)
-    return HTML(f'<div class="lkca-broken"><strong>Left out, because broken:</strong><ul>{items}</ul></div>')
 
 
 def _curve(ax: Axes, rows: Sequence[str], points: dict, colour: str, **style: object) -> None:

@@ -12,7 +12,6 @@ paper's claim "LKCA is better" then *holds* if the interval lies above 0, *does 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from lkca.records import Record
 FULL = ("released", "paper")  # protocols that may speak about the paper's numbers
 SHOWN = (*FULL, "sketch")
 NOT_RUN = "not run"
+VERDICTS = ("holds", "does not hold", "undecided", NOT_RUN)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def compare(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         }
         for protocol in SHOWN:
             runs = select(table, ledger, protocol, row)
-            line[f"ours, {protocol}", "last epoch"] = _accuracy([r.top1 for r in runs], runs)
+            line[f"ours, {protocol}", "last epoch"] = _accuracy(runs)
             line[f"ours, {protocol}", "best epoch"] = f"{np.mean([r.top1_best for r in runs]):.2f}" if runs else ""
         lines[row] = line
     frame = pd.DataFrame.from_dict(lines, orient="index")
@@ -118,12 +118,17 @@ def compare(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     return frame
 
 
-def _accuracy(values: list[float], runs: list[Record]) -> str:
+def _accuracy(runs: list[Record]) -> str:
     if not runs:
         return NOT_RUN
+    values = [r.top1 for r in runs]
     if len(runs) == 1:
         return f"{values[0]:.2f} ± {binomial_error(values[0], runs[0].num_test):.2f} (1 seed)"
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(runs)} seeds)"
+
+
+def _interval(d: Difference | None) -> str:
+    return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}" if d else NOT_RUN
 
 
 def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
@@ -135,7 +140,7 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         found = {p: difference(table, ledger, p, vit, lkca) for p in SHOWN}
         line = {"paper": f"{paper[lkca] - paper[vit]:+.2f}"}
         for protocol, d in found.items():
-            line[f"ours, {protocol}"] = f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}" if d else NOT_RUN
+            line[f"ours, {protocol}"] = _interval(d)
         line["claim"] = verdict(table, ledger, vit, lkca)
         line["direction in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
         lines[f"{lkca} − {vit}"] = line
@@ -164,11 +169,6 @@ def runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
                                         "commit", "record"])  # fmt: skip
 
 
-@cache
-def _verdict_words() -> tuple[str, ...]:
-    return ("holds", "does not hold", "undecided", NOT_RUN)
-
-
 def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -> pd.DataFrame:
     """The status of each table: cells run under a full protocol, verdicts over its pairs, cells sketched (counts)."""
     lines = {}
@@ -179,7 +179,38 @@ def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -
             "rows": len(zoo.TABLES[t].rows),
             "rows run in full": len(full),
             "pairs": len(verdicts),
-            **{word: verdicts.count(word) for word in _verdict_words()},
+            **{word: verdicts.count(word) for word in VERDICTS},
             "rows sketched": len({r.row for r in select(t, ledger, "sketch")}),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def totals(ledger: Sequence[Record]) -> dict[str, str]:
+    """The board in words and numbers, for the front page to quote."""
+    counts = board(ledger).sum()
+    names = {"holds": "holds", "fails": "does not hold", "undecided": "undecided", "not_run": NOT_RUN}
+    return {
+        "cells_total": str(counts["rows"]),
+        "runs_full": str(counts["rows run in full"]),
+        "pairs_total": str(counts["pairs"]),
+        "sketch_runs": str(sum(len(select(t, ledger, "sketch")) for t in zoo.TABLES)),
+        **{key: str(counts[word]) for key, word in names.items()},
+    }
+
+
+def sketched(ledger: Sequence[Record]) -> pd.DataFrame:
+    """Every pair that has been sketched: both accuracies, their difference, and the paper's (strings)."""
+    lines = [
+        {
+            "data set": zoo.TABLES[t].dataset,
+            "pair": f"{lkca} − {vit}",
+            "ViT": _accuracy(select(t, ledger, "sketch", vit)),
+            "LKCA": _accuracy(select(t, ledger, "sketch", lkca)),
+            "difference": _interval(d),
+            "the paper's, in full": f"{published(t).top1[lkca] - published(t).top1[vit]:+.2f}",
+        }
+        for t in zoo.TABLES
+        for vit, lkca in pairs(t)
+        if (d := difference(t, ledger, "sketch", vit, lkca))
+    ]
+    return pd.DataFrame(lines, columns=["data set", "pair", "ViT", "LKCA", "difference", "the paper's, in full"])
