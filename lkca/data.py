@@ -4,7 +4,7 @@
 ``root/<name>/{train,test}/<class>/*`` - and downloads what is not. Whatever the container, the result is the same: same
 tensors, same class numbers (by sorted class name), same order (by class, then by content), same fingerprint. That is a
 SHA-256 over split, class number and content of every sample, and it is compared with the known one. The content is the
-pixels; for Tiny-ImageNet it is the bytes of the JPEG files, because decoders differ by a grey level here and there.
+pixels; for Tiny-ImageNet it is the bytes of the JPEG files, because JPEG decoders may differ.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -150,60 +151,45 @@ def _image_folder(folder: Path) -> list[Sample]:
     ]
 
 
-def _tiny(names: list[str], read: Callable[[str], bytes], where: str) -> list[Sample]:
+def _tiny(path: Path) -> list[Sample]:
     """The original layout, in a folder or a zip: the 10,000 validation images are the test set."""
+    base = "tiny-imagenet-200/"
     try:
-        lines = [line.split() for line in read("val/val_annotations.txt").decode().splitlines()]
-        labels = {f"val/images/{file}": wnid for file, wnid, *_ in lines}
-        words = read("words.txt").decode().splitlines() if "words.txt" in names else []
-        word = dict(line.split("\t", 1) for line in words)
+        if path.is_dir():
+            names = [file.relative_to(path.parent).as_posix() for file in path.rglob("*.*")]
+            read = lambda name: (path.parent / name).read_bytes()  # noqa: E731
+        else:
+            archive = zipfile.ZipFile(path)
+            names, read = archive.namelist(), archive.read
+        lines = [line.split() for line in read(f"{base}val/val_annotations.txt").decode().splitlines()]
+        wnid_of = {f"{base}val/images/{file}": wnid for file, wnid, *_ in lines}
+        words = read(f"{base}words.txt").decode().splitlines() if f"{base}words.txt" in names else []
+        word_of = dict(line.split("\t", 1) for line in words)
     except _UNREADABLE as error:
-        raise DataError(
-            f"{where}: val/val_annotations.txt or words.txt is missing or damaged ({error}): delete {where} and load again"
-        ) from error
+        raise DataError(f"{path} is damaged or incomplete ({error}): delete it and load again") from error
     samples = []
     for name in names:
-        if name.startswith("train/"):
-            split, wnid = "train", name.split("/")[1]
-        else:  # the test images, which have no labels, are left out
-            split, wnid = "test", labels.get(name)
+        train = name.startswith(f"{base}train/")
+        wnid = name.split("/")[2] if train else wnid_of.get(name)  # the test images have no label and are left out
         if wnid and Path(name).suffix.lower() in _SUFFIXES:
-            readable = f"{wnid} {word.get(wnid, '').split(',')[0]}".strip()  # sorts as the wnid does
-            samples.append((split, readable, f"{where}/{name}", lambda name=name: read(name)))
+            readable = f"{wnid} {word_of.get(wnid, '').split(',')[0]}".strip()  # sorts as the wnid does
+            samples.append(("train" if train else "test", readable, str(path.parent / name), partial(read, name)))
     return samples
-
-
-def _tiny_folder(folder: Path) -> list[Sample]:
-    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.*")]
-    return _tiny(names, lambda name: (folder / name).read_bytes(), str(folder))
-
-
-def _tiny_zip(archive: Path) -> list[Sample]:
-    try:
-        z = zipfile.ZipFile(archive)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive} is not a whole zip file ({error}): delete it and load again") from error
-    prefix = "tiny-imagenet-200/"
-    return _tiny([n.removeprefix(prefix) for n in z.namelist()], lambda n: z.read(prefix + n), str(archive))
 
 
 def _find(name: str, root: Path) -> tuple[list[Path], Callable[[], list[Sample]]] | None:
     """The files a data set is kept in under ``root``, and how to list its samples; None if it is not there."""
     kind, folder = spec(name).torchvision, root / name
+    if name == "digits":
+        return [], _digits  # scikit-learn brings it along
     if (folder / "train").is_dir() or (folder / "test").is_dir():
-        return [folder], lambda: _image_folder(folder)
-    if name == "tiny-imagenet":
-        ways = [([root / "tiny-imagenet-200"], _tiny_folder), ([root / "tiny-imagenet-200.zip"], _tiny_zip)]
-    elif kind is SVHN:
-        ways = [([root / SVHN.split_list[split][1] for split in ("train", "test")], lambda _: _svhn(root))]
-    elif kind:
-        ways = [([root / part], lambda path: _cifar(kind, path)) for part in (kind.base_folder, kind.filename)]
-    else:
-        ways = []
-    for paths, samples in ways:
-        if all(path.exists() for path in paths):
-            return paths, lambda: samples(paths[0])
-    return None
+        return [folder], partial(_image_folder, folder)
+    if kind is SVHN:
+        files = [root / SVHN.split_list[split][1] for split in ("train", "test")]
+        return (files, partial(_svhn, root)) if all(file.exists() for file in files) else None
+    tiny = [(root / f"tiny-imagenet-200{suffix}", _tiny) for suffix in ("", ".zip")] if name == "tiny-imagenet" else []
+    cifar = [(root / part, partial(_cifar, kind)) for part in (kind.base_folder, kind.filename)] if kind else []
+    return next((([path], partial(read, path)) for path, read in tiny + cifar if path.exists()), None)
 
 
 def _check_md5(file: Path, md5: str, delete: Path) -> None:
@@ -212,26 +198,30 @@ def _check_md5(file: Path, md5: str, delete: Path) -> None:
         raise DataError(f"{file} {state}: delete {delete} and load again")
 
 
+def _arrays(split: str, images: np.ndarray, classes: list[str], where: Path | str) -> list[Sample]:
+    return [
+        (split, c, f"{where} ({split} image {i})", partial(np.asarray, image))
+        for i, (image, c) in enumerate(zip(images, classes, strict=True))
+    ]
+
+
 def _cifar(kind: type[CIFAR10], path: Path) -> list[Sample]:
     """torchvision's folder or archive. It unpickles, so nothing is opened before its MD5 is that of the publisher."""
-    with contextlib.ExitStack() as stack:
-        folder = path
-        if path.name == kind.filename:
-            _check_md5(path, kind.tgz_md5, path)
-            try:
-                aside = stack.enter_context(TemporaryDirectory())
+    if path.name == kind.filename:
+        _check_md5(path, kind.tgz_md5, path)
+        try:
+            with TemporaryDirectory() as aside:
                 extract_archive(path, aside)
-            except OSError as error:
-                raise DataError(f"{path} cannot be unpacked ({error}): free some space, or unpack it there") from error
-            folder = Path(aside, kind.base_folder)
-        for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
-            _check_md5(folder / file, md5, path)
-        parts = {split: kind(folder.parent, train=split == "train") for split in ("train", "test")}
-    return [
-        (split, part.classes[label], f"{path} ({split} image {i})", lambda image=image: image)
-        for split, part in parts.items()
-        for i, (image, label) in enumerate(zip(part.data, part.targets, strict=True))
-    ]
+                return _cifar(kind, Path(aside, kind.base_folder))
+        except OSError as error:
+            raise DataError(f"{path} cannot be unpacked ({error}): free some space, or unpack it there") from error
+    for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
+        _check_md5(path / file, md5, path)
+    samples = []
+    for split in ("train", "test"):
+        part = kind(path.parent, train=split == "train")
+        samples += _arrays(split, part.data, [part.classes[label] for label in part.targets], path)
+    return samples
 
 
 def _svhn(root: Path) -> list[Sample]:
@@ -241,10 +231,7 @@ def _svhn(root: Path) -> list[Sample]:
         _, file, md5 = SVHN.split_list[split]
         _check_md5(root / file, md5, root / file)
         part = SVHN(root, split)
-        samples += [
-            (split, str(label), f"{root / file} (image {i})", lambda image=image: image)
-            for i, (image, label) in enumerate(zip(part.data.transpose(0, 2, 3, 1), part.labels, strict=True))
-        ]
+        samples += _arrays(split, part.data.transpose(0, 2, 3, 1), [str(label) for label in part.labels], root / file)
     return samples
 
 
@@ -257,10 +244,8 @@ def _digits() -> list[Sample]:
     rng = np.random.default_rng(0)
     for c in range(10):
         test[rng.permutation(np.nonzero(labels == c)[0])[:36]] = True
-    return [
-        ("test" if t else "train", str(c), "scikit-learn's digits", lambda p=p: np.repeat(p[..., None], 3, axis=2))
-        for p, c, t in zip(pixels, labels, test, strict=True)
-    ]
+    samples = _arrays("", np.repeat(pixels[..., None], 3, axis=3), [str(c) for c in labels], "scikit-learn")
+    return [("test" if t else "train", *sample[1:]) for t, sample in zip(test, samples, strict=True)]
 
 
 def _decode(sample: Sample, s: Spec) -> tuple[np.ndarray, bytes]:
@@ -268,16 +253,12 @@ def _decode(sample: Sample, s: Spec) -> tuple[np.ndarray, bytes]:
     _, _, where, read = sample
     try:
         content = read()
-        if isinstance(content, bytes):
-            pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        else:
-            pixels, content = content, None
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) if isinstance(content, bytes) else content
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise DataError(f"{where} cannot be read ({error}): delete it and load the data set again") from error
     if pixels.shape != (s.image_size, s.image_size, 3):
         raise DataError(f"{where} is {pixels.shape[1]} x {pixels.shape[0]} pixels, not {s.image_size} x {s.image_size}")
-    digested = content if s.digest == "file" and content else np.ascontiguousarray(pixels).tobytes()
-    return pixels, hashlib.sha256(digested).digest()
+    return pixels, hashlib.sha256(content if s.digest == "file" else np.ascontiguousarray(pixels)).digest()
 
 
 def _check_counts(name: str, samples: list[Sample], where: str) -> list[str]:
@@ -288,14 +269,10 @@ def _check_counts(name: str, samples: list[Sample], where: str) -> list[str]:
     for split, expected in (("train", s.train), ("test", s.test)):
         found, each = counts[split], expected // s.classes
         for c in classes:
-            if not found[c]:
-                raise DataError(f"{where}: class {c} has no {split} images: {todo}")
-            if s.balanced and found[c] != each:
-                raise DataError(f"{where}: class {c} has {found[c]} {split} images, expected {each}: {todo}")
+            if found[c] != each and (s.balanced or not found[c]):
+                raise DataError(f"{where}: class {c} has {found[c] or 'no'} {split} images, expected {each}: {todo}")
         if len(classes) != s.classes:
-            raise DataError(
-                f"{where}: {len(classes)} classes ({', '.join(classes[:9])}…), expected {s.classes}: {todo}"
-            )
+            raise DataError(f"{where}: {len(classes)} classes, expected {s.classes}: {todo}")
         if found.total() != expected:
             raise DataError(f"{where}: {found.total()} {split} images, expected {expected}: {todo}")
     return classes
@@ -309,9 +286,8 @@ def _read(name: str, samples: list[Sample], where: str) -> Dataset:
         decoded = list(tqdm(decoded, total=len(samples), desc=f"reading {name}", disable=name == "digits", leave=False))
     splits, everything = {}, hashlib.sha256(f"{s.image_size} {s.classes}".encode())
     for split in ("train", "test"):
-        keys = sorted(
-            (number[c], decoded[i][1], i) for i, (sp, c, *_) in enumerate(samples) if sp == split
-        )  # by class, then by content: the same in every container
+        # by class, then by content: the same in every container
+        keys = sorted((number[c], decoded[i][1], i) for i, (sp, c, *_) in enumerate(samples) if sp == split)
         for label, digest, _ in keys:
             everything.update(b"%s %d " % (split.encode(), label) + digest)
         images = np.empty((len(keys), 3, s.image_size, s.image_size), np.uint8)
@@ -333,9 +309,8 @@ def _signature(name: str, paths: list[Path]) -> str:
     """Changes when a file of the source does: names, sizes and times, nothing is read."""
     lines = [f"{_CACHE_FORMAT} {spec(name)}"]
     for path in paths:
-        inside = [
-            os.path.join(at, file) for at, _, files in os.walk(path) for file in files
-        ]  # rglob takes 3 times as long
+        # Path.rglob would take three times as long
+        inside = [os.path.join(at, file) for at, _, files in os.walk(path) for file in files]
         for file in sorted(inside) if path.is_dir() else [path]:
             stat = os.stat(file)
             lines.append(f"{os.path.relpath(file, path.parent)} {stat.st_size} {stat.st_mtime_ns}")
@@ -380,9 +355,9 @@ def _save_cache(file: Path, ds: Dataset, signature: str) -> None:
             aside.unlink()
 
 
-def available(name: str, root: Path = ROOT) -> bool:
+def available(name: str, root: Path | str = ROOT) -> bool:
     """Whether the data set is on disk, without reading it."""
-    return name == "digits" or _find(name, Path(root)) is not None
+    return _find(name, Path(root).expanduser()) is not None
 
 
 def downloadable(name: str, seconds: float = 5) -> bool:
@@ -399,10 +374,9 @@ def downloadable(name: str, seconds: float = 5) -> bool:
 def _download(name: str, root: Path) -> None:
     """Fetch into a folder aside with checksums and a progress bar, then move into place: whole or not at all."""
     s = spec(name)
-    put = f"put it into {root} by hand, or name the folder that has it"
-    if not downloadable(name):  # torchvision's downloader would wait for minutes
-        raise DataError(f"{name} is not in {root} and {s.url} does not answer: {put}")
     try:
+        if not downloadable(name):  # torchvision's downloader would wait for minutes
+            raise OSError("the host does not answer")
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root, prefix=f".{name}-") as aside:
             if s.torchvision is SVHN:
@@ -417,9 +391,9 @@ def _download(name: str, root: Path) -> None:
                 if not (root / file.name).exists():  # another process may have been faster
                     os.replace(file, root / file.name)
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # torchvision's bad checksum is a RuntimeError
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            put = f"the disk of {root} is full, free some space"
-        raise DataError(f"{name} is not in {root} and downloading {s.url} failed ({error}): {put}") from error
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        todo = "free some space there" if full else "put it there by hand, or name the folder that has it"
+        raise DataError(f"{name} is not in {root} and downloading {s.url} failed ({error}): {todo}") from error
 
 
 def load(name: str, root: Path | str = ROOT) -> Dataset:
@@ -441,14 +415,11 @@ def load(name: str, root: Path | str = ROOT) -> Dataset:
             no error: standard error says so.
     """
     root = Path(root).expanduser()
-    spec(name)
-    if name == "digits":
-        return _read(name, _digits(), "scikit-learn's digits")
-    found = _find(name, root)
-    if found is None:
+    if not available(name, root):
         _download(name, root)
-        found = _find(name, root)
-    paths, samples = found
+    paths, samples = _find(name, root)
+    if not paths:
+        return _read(name, samples(), "scikit-learn")
     signature, cache = _signature(name, paths), root / ".cache" / f"{name}.pt"
     ds = _load_cache(cache, signature)
     if ds is None:

@@ -1,0 +1,35 @@
+# make book   execute every notebook, build the book, print the file to open
+# make test   lint, unit tests, and the notebooks against their stored outputs
+# Both create .venv on first use and reuse it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: book test clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "This project needs Python 3.11, 3.12 or 3.13; name one with: make PYTHON=python3.12 …"; exit 1; }
+	@echo "Creating .venv and installing what the book and the tests need (a few minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+test: .venv/.installed
+	@echo "Checking style"
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	@echo "Running the unit tests"
+	@$(BIN)/python -m pytest -q tests
+	@echo "Running the notebooks (trains each row on scikit-learn's digits, once: some minutes on two cores)"
+	@$(BIN)/python -m pytest -q -W default --nbval --nbval-cell-timeout=3600 notebooks
+
+book: .venv/.installed
+	@echo "Executing the notebooks and building the book, warnings are errors"
+	@$(BIN)/jupyter-book build -W --keep-going -n . || \
+	  { cat _build/html/reports/*.log 2>/dev/null; exit 1; }
+	@$(BIN)/python tests/check_offline.py _build/html
+	@echo "Open _build/html/index.html"
+
+clean:
+	rm -rf .venv _build results/scratch
