@@ -35,7 +35,10 @@ def trained(job: Job, found: Sequence[Record]) -> HTML:
          "images/s": f"{r.images_per_second:.0f}", "minutes": f"{r.wall_seconds / 60:.1f}"}
         for r in found
     ]  # fmt: skip
-    smoke = "A smoke run shows that the way works, from row to record. Its accuracies say nothing about the paper."
+    smoke = (
+        "A smoke run shows that the way works, from row to record. One pass over the digits is too short to learn from: "
+        "its accuracies are about chance (10 %) and say nothing about the paper."
+    )
     return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])
 
 
