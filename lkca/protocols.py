@@ -72,8 +72,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "smoke",
-            "One pass of the whole recipe over scikit-learn's digits, seconds to a minute a row on two CPU cores: the way "
-            "works. Too short to learn from: expect chance, about 10 %.",
+            "One pass of the whole recipe over scikit-learn's digits, seconds to a minute a row on two CPU cores. It "
+            "shows that the way works; it is too short to learn from: expect chance, about 10 %.",
             epochs=1,
             batch_size=32,
             warmup_epochs=0,

@@ -1,0 +1,133 @@
+"""LKCA's forms against each other and against section 3.2.1, in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from lkca import LKCA, lkca
+from lkca.operator import FORMS, attention_matrix, fastest_form
+
+GRIDS = [(8, 8), (3, 5), (5, 2), (1, 4), (1, 1), (7, 7)]
+
+
+def slide_flatten_stack(kernel, grid):
+    """Section 3.2.1, written as loops: slide an h x w window over the kernel, flatten each, stack them as rows."""
+    h, w = grid
+    rows = []
+    for top in range(h - 1, -1, -1):  # from the bottom-right window for the first token to the top-left for the last
+        for left in range(w - 1, -1, -1):
+            rows.append(kernel[top : top + h, left : left + w].flatten())
+    return np.stack(rows)
+
+
+def draw(grid, batch=3, dim=4):
+    generator = torch.Generator().manual_seed(0)
+    h, w = grid
+    v = torch.randn(batch, h * w, dim, dtype=torch.float64, generator=generator)
+    kernel = torch.randn(2 * h - 1, 2 * w - 1, dtype=torch.float64, generator=generator)
+    return v, kernel, torch.randn(v.shape, dtype=torch.float64, generator=generator)
+
+
+def outputs_and_gradients(grid, form):
+    v, kernel, weights = draw(grid)
+    v.requires_grad_()
+    kernel.requires_grad_()
+    out = lkca(v, kernel, grid, form)
+    (out * weights).sum().backward()
+    return out.detach(), v.grad, kernel.grad
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_attention_of_section_3_2_1(grid, form):
+    v, kernel, weights = (t.numpy() for t in draw(grid))
+    scores = slide_flatten_stack(kernel, grid)
+    out, v_grad, kernel_grad = outputs_and_gradients(grid, form)
+    np.testing.assert_allclose(out, np.einsum("pq,bqd->bpd", scores, v), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(v_grad, np.einsum("pq,bpd->bqd", scores, weights), rtol=0, atol=1e-12)
+    positions = slide_flatten_stack(np.arange(kernel.size).reshape(kernel.shape), grid)
+    expected = np.zeros(kernel.size)
+    np.add.at(expected, positions, np.einsum("bpd,bqd->pq", weights, v))
+    expected = expected.reshape(kernel.shape)  # sums of some hundred products: to 1e-12 of the largest
+    np.testing.assert_allclose(kernel_grad, expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_forms_agree_forward_and_backward(grid):
+    for other in FORMS[1:]:
+        for a, b in zip(outputs_and_gradients(grid, FORMS[0]), outputs_and_gradients(grid, other), strict=True):
+            assert (a - b).abs().max() <= 1e-12 * max(1, a.abs().max())
+
+
+def test_the_text_s_top_right_is_not_the_convolution():
+    v, kernel, _ = draw((3, 3))
+    rows = [kernel[t : t + 3, left : left + 3].flatten() for t in range(2, -1, -1) for left in range(3)]
+    assert (torch.stack(rows) @ v - lkca(v, kernel, (3, 3), "conv")).abs().max() > 0.1
+
+
+def test_attention_matrix_is_the_closed_form():
+    (h, w), (_, kernel, _) = (3, 5), draw((3, 5))
+    a = attention_matrix(kernel, (h, w))
+    for p in range(h * w):
+        for q in range(h * w):
+            assert a[p, q] == kernel[q // w - p // w + h - 1, q % w - p % w + w - 1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form):
+    v, kernel, _ = draw((2, 3), batch=2, dim=2)
+    assert torch.autograd.gradcheck(
+        lambda v, k: lkca(v, k, (2, 3), form), (v.requires_grad_(), kernel.requires_grad_())
+    )
+
+
+@pytest.mark.parametrize("form", (*FORMS, "auto"))
+def test_the_layer_exports(form):
+    layer = LKCA(6, (3, 4), form=form).eval()
+    torch.nn.init.normal_(layer.kernel)
+    x = torch.randn(2, 12, 6)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_parameters_do_not_depend_on_the_form():
+    states = [{k: v.shape for k, v in LKCA(6, (3, 4), form=f).state_dict().items()} for f in (*FORMS, "auto")]
+    assert all(s == states[0] for s in states)
+    assert states[0] == {"v.weight": (6, 6), "kernel": (5, 7), "proj.weight": (6, 6), "proj.bias": (6,)}
+
+
+def test_the_layer_starts_as_its_bias():
+    layer = LKCA(6, 4)
+    assert layer.kernel.count_nonzero() == 0
+    torch.testing.assert_close(layer(torch.randn(2, 16, 6)), layer.proj.bias.expand(2, 16, 6))
+
+
+def test_auto_takes_the_fastest_form():
+    assert [fastest_form(g) for g in ((8, 8), (31, 33), (32, 32), (1, 2000))] == ["matrix", "matrix", "fft", "fft"]
+    v, kernel, _ = draw((3, 5))
+    assert torch.equal(lkca(v, kernel, (3, 5)), lkca(v, kernel, (3, 5), "matrix"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_values_keep_their_dtype(form):
+    v, kernel, _ = draw((3, 3))
+    out = lkca(v.bfloat16(), kernel.float(), (3, 3), form)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), lkca(v, kernel, (3, 3)), rtol=0.05, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (
+            lambda: lkca(torch.zeros(1, 4, 1), torch.zeros(3, 3), (2, 2), "dense"),
+            "'dense' is not one of 'auto', 'matrix'",
+        ),
+        (lambda: lkca(torch.zeros(1, 4, 1), torch.zeros(2, 3), (2, 2)), "needs a 3 x 3 kernel"),
+        (lambda: lkca(torch.zeros(1, 5, 1), torch.zeros(3, 3), (2, 2)), r"needs values of shape \(B, 4, D\)"),
+        (lambda: LKCA(4, 2, form="x"), "is not one of 'auto'"),
+    ],
+)
+def test_errors_name_the_choices(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
