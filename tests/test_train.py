@@ -1,0 +1,238 @@
+"""The engine: streams, schedule, resuming after SIGKILL bit for bit, and what stops a run."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lkca import augment, data, records, train
+from lkca.protocols import PROTOCOLS, Protocol
+
+TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
+HASHES = {"released": "79c2cf4b95", "paper": "d948943560", "sketch": "3fe249f7d1", "smoke": "452eb89d69"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def fit(digits, root, protocol=TINY, **kw):
+    return train.fit("ViT/0.5M-LKCA", digits, protocol, 0, results_root=root, progress=False, **kw)
+
+
+def test_protocol_hashes_are_golden():
+    """A record names its settings by this hash: it may never change for the same settings."""
+    assert {name: p.hash for name, p in PROTOCOLS.items()} == HASHES
+
+
+def test_every_setting_changes_the_hash_and_names_do_not():
+    p = PROTOCOLS["released"]
+    assert dataclasses.replace(p, name="x", cost="y").hash == p.hash
+    for field in p.fields:
+        assert dataclasses.replace(p, **{field: "something else"}).hash != p.hash, field
+
+
+def test_the_recipe_is_the_released_one():
+    p = PROTOCOLS["released"]
+    assert (p.epochs, p.passes_per_epoch, p.batch_size, p.lr, p.lr_floor, p.warmup_epochs) == (
+        100,
+        3,
+        128,
+        1e-3,
+        1e-6,
+        10,
+    )
+    assert (p.weight_decay, p.betas, p.label_smoothing) == (0.05, (0.9, 0.999), 0.1)
+    assert (p.erase_probability, p.erase_area, p.mix_probability, p.cutmix_share, p.mix_beta) == (
+        0.25,
+        (0.02, 0.4),
+        0.5,
+        0.5,
+        1,
+    )
+    assert {**p.fields, "passes_per_epoch": 1} == PROTOCOLS["paper"].fields
+    assert p.epochs * (p.passes_per_epoch * 50_000 // p.batch_size) == 117_100
+
+
+def test_learning_rate_is_golden():
+    p = PROTOCOLS["released"]
+    rates = [train.learning_rate(p, step, 1171) for step in (0, 5855, 11710, 11710 + 52695, 117_099)]
+    assert rates == pytest.approx([1e-6, 5.005e-4, 1e-3, 5.005e-4, 1e-6], rel=1e-4)
+
+
+def test_learning_rate_without_warm_up_starts_at_the_top():
+    p = dataclasses.replace(TINY, warmup_epochs=0)
+    assert train.learning_rate(p, 0, 10) == p.lr
+
+
+def test_streams_are_separate_and_repeatable():
+    draws = {
+        (s, n, i): tuple(train._stream(s, n, i).random(3))
+        for s in (0, 1)
+        for n in ("init", "order", "step")
+        for i in (0, 1)
+    }
+    assert len(set(draws.values())) == len(draws)
+    assert draws[0, "order", 1] == tuple(train._stream(0, "order", 1).random(3))
+
+
+def test_an_epoch_shows_every_image_once_a_pass():
+    order = train._order(3, 0, 50, 3)
+    assert all(sorted(part) == list(range(50)) for part in order.reshape(3, 50))
+    assert list(order[:50]) != list(order[50:100])
+
+
+def test_a_run_leaves_a_whole_record(digits, tmp_path):
+    record = fit(digits, tmp_path)
+    (file,) = (tmp_path / "runs").iterdir()
+    assert records.read_one(file) == record and records.read(tmp_path) == ([record], [])
+    assert record.num_train == 96 and record.num_test == 360 and len(record.curve) == 2
+    assert record.top1 == pytest.approx(sum(p * 36 for p in record.per_class_top1) / 360)
+    assert record.protocol_fields == TINY.fields and record.protocol_hash == TINY.hash
+    assert record.data_fingerprint == data.DATASETS["digits"].fingerprint
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        fit(digits, tmp_path)
+
+
+def test_training_learns(digits, tmp_path):
+    """Four plain passes over the digits: from chance (10 %) to most of them, for both mixers."""
+    plain = Protocol("plain", "a test's", epochs=4, batch_size=32, warmup_epochs=1, flip=0.0, crop_padding=0,
+                     auto_augment=False, erase_probability=0.0, mix_probability=0.0)  # fmt: skip
+    for row in ("ViT/0.5M", "ViT/0.5M-LKCA"):
+        record = train.fit(row, digits, plain, 0, results_root=tmp_path, progress=False)
+        assert record.top1 > 75
+        assert record.curve[-1].train_loss < 1.3 < 2 < record.curve[0].train_loss
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from lkca import data, train
+from lkca.protocols import Protocol
+torch.set_num_threads(1)
+root = Path(sys.argv[1])
+save = train._save_checkpoint
+def spy(file, model, *rest):
+    save(file, model, *rest)
+    torch.save(model.state_dict(), root / "weights.aside")
+    (root / "weights.aside").replace(root / "weights.pt")
+    print("saved", flush=True)
+train._save_checkpoint = spy
+p = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
+train.fit("ViT/0.5M-LKCA", data.load("digits"), p, 0, results_root=root, checkpoint_every=2, progress=False)
+"""
+
+
+def child(root):
+    root.mkdir(exist_ok=True)
+    return subprocess.Popen([sys.executable, "-c", CHILD, root], stdout=subprocess.PIPE, text=True)
+
+
+def ending(root):
+    (file,) = (root / "runs").glob("*.json")
+    record = json.loads(file.read_text())
+    times = ("images_per_second", "wall_seconds", "finished")
+    for point in record["curve"]:
+        del point["seconds"]
+    return torch.load(root / "weights.pt"), {k: v for k, v in record.items() if k not in times}
+
+
+def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tmp_path):
+    whole = child(tmp_path / "whole")
+    whole.communicate()
+    assert whole.returncode == 0
+    weights, record = ending(tmp_path / "whole")
+
+    rng, root, kills = random.Random(0), tmp_path / "killed", 0
+    for _ in range(4):
+        process = child(root)
+        for _ in range(rng.randint(1, 2)):  # SIGKILL somewhere between two checkpoints, or within one
+            process.stdout.readline()
+        time.sleep(rng.random() * 0.1)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    last = child(root)
+    last.communicate()
+    assert kills >= 2
+    again, record_again = ending(root)
+    assert weights.keys() == again.keys() and all(torch.equal(weights[k], again[k]) for k in weights)
+    assert record == record_again
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(digits, tmp_path, monkeypatch, bad):
+    step, calls = train._step, []
+
+    def third(*args):
+        calls.append(1)
+        return torch.tensor(bad) if len(calls) == 3 else step(*args)
+
+    monkeypatch.setattr(train, "_step", third)
+    with pytest.raises(FloatingPointError, match="at step 2; the run has no record"):
+        fit(digits, tmp_path)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_damaged_checkpoint_is_named_before_training(digits, tmp_path, monkeypatch):
+    file = (
+        tmp_path / "checkpoints" / f"{records.path(tmp_path, 'ViT/0.5M-LKCA', 'digits', 'tiny', TINY.hash, 0).stem}.pt"
+    )
+    file.parent.mkdir()
+    file.write_bytes(b"half")
+    monkeypatch.setattr(train, "_step", lambda *a: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=file.name.replace("+", r"\+")):
+        fit(digits, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kw, says",
+    [
+        ({"protocol": dataclasses.replace(TINY, precision="fp8")}, "precision='fp8'"),
+        ({"protocol": dataclasses.replace(TINY, train_images=8)}, "fewer than a batch of 16"),
+        ({"device": "tpu"}, "device='tpu' is not one of"),
+    ],
+)
+def test_wrong_settings_fail_before_training(digits, tmp_path, monkeypatch, kw, says):
+    monkeypatch.setattr(train, "_step", lambda *a: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=says):
+        fit(digits, tmp_path, **kw)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where no GPU is")
+def test_cuda_without_a_gpu_says_so():
+    with pytest.raises(ValueError, match="use device='cpu'"):
+        train.checked_device("cuda")
+
+
+def test_augmentation_is_the_seed_s(digits):
+    images = digits.train_images[:32]
+    kw = {"flip": 0.5, "crop_padding": 1, "policy": augment.POLICIES["digits"]}
+    a, b, c = (augment.augment(images, train._stream(s, "step", 0), **kw) for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_full_disk_loses_nothing(digits, tmp_path, monkeypatch):
+    """The record cannot be written: the run says so and its checkpoint stays, so that the next call writes it."""
+
+    def full(*args, **kw):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(records, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(digits, tmp_path)
+    monkeypatch.setattr(train, "_step", lambda *a: pytest.fail("trained again"))
+    assert fit(digits, tmp_path).row == "ViT/0.5M-LKCA"
+    assert len(list(Path(tmp_path, "runs").iterdir())) == 1
