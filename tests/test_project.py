@@ -1,0 +1,42 @@
+"""What is stated twice agrees: environment.yml and pyproject.toml, README and Makefile, contents and files."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def wanted():
+    return PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]
+
+
+def test_environment_states_the_same_dependencies():
+    python, pip, pypi = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert python == "python" + PROJECT["project"]["requires-python"] and pip.startswith("pip")
+    assert sorted(pypi["pip"]) == sorted([*wanted(), "--editable ."])
+
+
+def test_constraints_pin_every_dependency_within_its_range():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    for requirement in map(Requirement, wanted()):
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+
+
+def test_readme_names_targets_that_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert named == {"book", "test"} <= targets
+
+
+def test_every_notebook_is_in_the_book():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = {toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])}
+    on_disk = {
+        str(f.relative_to(ROOT).with_suffix("")) for f in [*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    }
+    assert files == on_disk

@@ -1,0 +1,175 @@
+"""Records: written once and whole, checked when read; jobs: what is wrong is said before any work."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lkca import data, jobs, records, zoo
+from lkca.protocols import PROTOCOLS
+
+COMMITTED = sorted((records.RESULTS / "runs").glob("*.json"))
+
+
+@pytest.fixture
+def record():
+    return records.read_one(COMMITTED[0])
+
+
+def test_the_ledger_is_sound():
+    ledger, broken = records.read()
+    assert not broken and len(ledger) == len(COMMITTED) >= 8
+    for r in ledger:
+        p = PROTOCOLS[r.protocol]
+        assert r.protocol_hash == p.hash and r.protocol_fields == p.fields
+        assert r.data_fingerprint == data.DATASETS[r.dataset].fingerprint
+        assert r.git_clean and len(r.git_commit) == 40
+
+
+def test_written_read_and_never_overwritten(record, tmp_path):
+    file = records.write(record, tmp_path)
+    before = file.read_bytes()
+    assert records.read_one(file) == record
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        records.write(dataclasses.replace(record), tmp_path)
+    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
+def damage_type(d):
+    d["seed"] = "0"
+
+
+def damage_story(d):
+    d["top1"] = d["top1"] + 1
+
+
+def damage_missing(d):
+    del d["test_loss"]
+
+
+def damage_extra(d):
+    d["remark"] = "x"
+
+
+def damage_classes(d):
+    d["per_class_top1"].pop()
+
+
+def damage_range(d):
+    d["per_class_top1"][0] = 101.0
+
+
+def damage_schema(d):
+    d["schema"] = 99
+
+
+def damage_place(d):
+    d["seed"] = 77
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (damage_type, "seed should be int, is str"),
+        (damage_story, "but the curve says"),
+        (damage_missing, "test_loss"),
+        (damage_extra, "remark"),
+        (damage_classes, "per_class_top1 has 99 entries for 100 classes"),
+        (damage_range, "101.0 is not a percentage"),
+        (damage_schema, "schema is 99"),
+        (damage_place, "belongs in"),
+        (None, ""),
+    ],
+)
+def test_a_broken_record_is_named_and_hides_no_other(tmp_path, damage, says):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    shutil.copy(COMMITTED[0], runs)
+    shutil.copy(COMMITTED[1], runs)
+    file = runs / COMMITTED[0].name
+    if damage:
+        fields = json.loads(file.read_text())
+        damage(fields)
+        file.write_text(json.dumps(fields))
+    else:
+        file.write_text(file.read_text()[:500])
+    ledger, broken = records.read(tmp_path)
+    assert [records.path_of(r, "").name for r in ledger] == [COMMITTED[1].name]
+    assert len(broken) == 1 and file.name in broken[0] and says in broken[0]
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_no_network(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(data, "downloadable", lambda name: False)
+
+
+@pytest.mark.parametrize(
+    "kw, says",
+    [
+        ({"protocol": "quick"}, "'quick' is not one of 'auto', 'released', 'paper', 'sketch', 'smoke'"),
+        ({"rows": ["ViT/3M"]}, "'ViT/3M' is not in Table 2; its rows are ViT, ViT-LKCA"),
+        ({"rows": []}, "at least one entry"),
+        ({"seeds": 0}, "must be lists"),
+        ({"seeds": [-1]}, "seed -1 is not a whole number"),
+        ({"seeds": [0.5]}, "seed 0.5 is not a whole number"),
+        ({"device": "tpu"}, "device='tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        ({"device": "cuda"}, "use device='cpu'"),
+        ({"protocol": "sketch"}, "cifar100 is not in .* choose protocol='smoke'"),
+        ({"protocol": "released", "data_root": "/nowhere"}, "cifar100 is not in /nowhere"),
+    ],
+)
+def test_a_wrong_parameter_is_said_before_any_work(tmp_path, kw, says):
+    with pytest.raises(ValueError, match=says):
+        jobs.plan(2, **{"data_root": tmp_path, "results_root": tmp_path} | kw)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_table():
+    with pytest.raises(ValueError, match="table 9 does not exist; the tables are 1, 2, 3"):
+        jobs.plan(9)
+
+
+def test_auto_is_smoke_without_a_gpu_and_says_so(tmp_path):
+    job = jobs.plan(2, data_root=tmp_path, results_root=tmp_path)
+    assert (job.protocol.name, job.dataset, job.device) == ("smoke", "digits", "cpu")
+    assert job.results_root == tmp_path / "scratch" and job.rows == zoo.TABLES[2].rows
+    assert "no CUDA device" in job.why and "12 of 12 runs to train" in job.why and "\n" not in job.why
+
+
+@pytest.mark.parametrize("present, answers", [(True, False), (False, True)])
+def test_auto_is_released_with_a_gpu_and_data(tmp_path, monkeypatch, present, answers):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(data, "available", lambda name, root: present)
+    monkeypatch.setattr(data, "downloadable", lambda name: answers)
+    job = jobs.plan(2, data_root=tmp_path, results_root=tmp_path)
+    assert (job.protocol.name, job.dataset, job.device) == ("released", "cifar100", "cuda")
+
+
+def test_auto_is_smoke_with_a_gpu_but_no_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    job = jobs.plan(2, data_root=tmp_path, results_root=tmp_path)
+    assert job.protocol.name == "smoke" and "cannot be downloaded" in job.why
+
+
+def test_smoke_is_shared_by_all_tables(tmp_path):
+    kw = {"protocol": "smoke", "data_root": tmp_path, "results_root": tmp_path}
+    assert jobs.plan(1, **kw).runs == jobs.plan(2, **kw).runs == jobs.plan(3, **kw).runs
+
+
+def test_a_job_skips_what_the_ledger_holds(record, tmp_path, monkeypatch):
+    records.write(record, tmp_path)
+    monkeypatch.setattr(data, "available", lambda name, root: True)
+    monkeypatch.setattr(data, "load", lambda *a: pytest.fail("loaded"))
+    job = jobs.plan(2, protocol="sketch", rows=[record.row], seeds=[record.seed], results_root=tmp_path)
+    assert "0 of 1 runs to train" in job.why
+    assert jobs.run(job) == [record]
+
+
+def test_a_job_trains_what_is_missing(tmp_path):
+    job = jobs.plan(1, protocol="smoke", rows=["ViT/0.5M"], results_root=tmp_path)
+    (trained,) = jobs.run(job, progress=False)
+    assert trained.row == "ViT/0.5M" and Path(job.runs[0][2]).exists() and not (tmp_path / "runs").exists()

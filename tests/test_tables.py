@@ -1,0 +1,111 @@
+"""Tables and verdicts: the paper's columns are the paper's, a sketch never speaks for a claim, the rule's borders."""
+
+import dataclasses
+
+import pytest
+
+from lkca import figures, records, tables, zoo
+from lkca.protocols import PROTOCOLS
+
+TEMPLATE = records.read()[0][0]
+
+
+def made(row, seed, top1, protocol="released", dataset="cifar100"):
+    curve = [dataclasses.replace(TEMPLATE.curve[0], top1=top1 + 1.0), dataclasses.replace(TEMPLATE.curve[1], top1=top1)]
+    p = PROTOCOLS[protocol]
+    return dataclasses.replace(
+        TEMPLATE, row=row, seed=seed, dataset=dataset, protocol=protocol, protocol_hash=p.hash,
+        protocol_fields=p.fields, curve=curve, top1=top1, top1_best=top1 + 1.0, best_epoch=1, test_loss=curve[1].test_loss,
+    )  # fmt: skip
+
+
+def pair(vit, lkca, protocol="released"):
+    return [made(row, s, t, protocol) for row, ts in (("ViT", vit), ("ViT-LKCA", lkca)) for s, t in enumerate(ts)]
+
+
+@pytest.mark.parametrize(
+    "vit, lkca, says",
+    [
+        ((60.0, 60.5), (65.0, 65.5), "holds"),
+        ((65.0, 65.5), (60.0, 60.5), "does not hold"),
+        ((60.0, 60.5), (60.5, 61.0), "undecided"),  # inside the binomial error of two accuracies on 10,000 images
+        ((60.0,), (65.0,), "holds"),
+        ((60.0, 60.0), (70.0, 58.0), "undecided"),  # the seeds disagree
+        ((60.0,), (), "not run"),
+    ],
+)
+def test_verdict(vit, lkca, says):
+    assert tables.verdict(2, pair(vit, lkca), "ViT", "ViT-LKCA") == says
+
+
+def test_the_interval_of_one_seed_is_binomial():
+    d = tables.difference(2, pair((60.0,), (65.0,)), "released", "ViT", "ViT-LKCA")
+    half = 1.96 * (60 * 40 / 1e4 + 65 * 35 / 1e4) ** 0.5
+    assert (d.mean, d.low, d.high, d.n) == pytest.approx((5, 5 - half, 5 + half, 1))
+
+
+def test_pairs_share_a_seed():
+    ledger = [made("ViT", 0, 60.0), made("ViT-LKCA", 1, 70.0)]
+    assert tables.difference(2, ledger, "released", "ViT", "ViT-LKCA") is None
+
+
+def test_a_sketch_speaks_for_no_claim_and_stands_in_no_other_column():
+    ledger = pair((60.0, 60.5), (65.0, 65.5), "sketch")
+    assert tables.verdict(2, ledger, "ViT", "ViT-LKCA") == "not run"
+    frame = tables.compare(2, ledger)
+    assert (frame["ours, released", "last epoch"] == "not run").all()
+    assert (frame["ours, paper", "last epoch"] == "not run").all()
+    assert frame.loc["ViT", ("ours, sketch", "last epoch")] == "60.25 ± 0.35 (2 seeds)"
+    assert frame.loc["ViT", ("ours, sketch", "best epoch")] == "61.25"
+
+
+def test_smoke_is_in_no_table():
+    assert "smoke" not in tables.SHOWN
+
+
+def test_other_settings_of_the_same_name_are_not_shown():
+    old = dataclasses.replace(made("ViT", 0, 60.0), protocol_hash="0123456789")
+    assert tables.select(2, [old], "released") == []
+
+
+def test_the_paper_s_column_is_the_paper_s():
+    frame = tables.compare(2, pair((1.0,), (2.0,)))
+    for row, top1 in tables.published(2).top1.items():
+        assert frame.loc[row, ("paper", "top-1")] == f"{top1:.2f}"
+
+
+@pytest.mark.parametrize("table", zoo.TABLES)
+def test_rows_are_the_published_ones(table):
+    assert set(zoo.TABLES[table].rows) == set(tables.published(table).index)
+    assert len(tables.pairs(table)) == 6
+
+
+def test_released_speaks_before_paper():
+    ledger = pair((60.0,), (70.0,), "paper") + pair((70.0,), (60.0,), "released")
+    assert tables.verdict(2, ledger, "ViT", "ViT-LKCA") == "does not hold"
+
+
+def test_the_board_counts():
+    ledger = pair((60.0,), (65.0,)) + [made("ViT/1M", 0, 50.0, "sketch")]
+    totals = tables.totals(ledger)
+    assert (totals["cells_total"], totals["runs_full"], totals["pairs_total"]) == ("36", "2", "18")
+    assert (totals["holds"], totals["fails"], totals["undecided"], totals["not_run"]) == ("1", "0", "0", "17")
+    assert totals["sketch_runs"] == "1"
+
+
+def test_every_number_walks_back_to_its_record():
+    ledger, _ = records.read()
+    names = {r for t in zoo.TABLES for r in tables.runs(t, ledger).record}
+    assert names == {records.path_of(r, "").name for r in ledger if r.protocol in tables.SHOWN}
+
+
+def test_what_is_wrong_stands_under_the_table():
+    page = figures.comparison(2, [], ["x.json: seed should be int"]).data
+    assert "Left out, because broken: x.json: seed should be int" in page
+    assert zoo.ROWS["ViT/8M-LKCA"].deviation.split(".")[0] in page and 'class="not-run"' in page
+
+
+def test_the_figure_says_what_it_shows_and_asks_no_network():
+    page = figures.accuracy_figure(2, pair((60.0,), (65.0,), "sketch")).data
+    assert "Sketched, LKCA − ViT is +5.00 points at 2.69M (n = 1)" in page and "src=" not in page
+    assert figures.INK not in page and "currentColor" in page
