@@ -1,11 +1,12 @@
-# make book   execute every notebook, build the book, print the file to open
-# make test   lint, unit tests, and the notebooks against their stored outputs
-# Both create .venv on first use and reuse it.
+# make book     execute every notebook, build the book, print the file to open
+# make test     lint, unit tests, and the notebooks against their stored outputs
+# make outputs  store the notebooks' outputs anew, after the ledger has changed
+# Each creates .venv on first use and reuses it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book test clean
+.PHONY: book test outputs clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -30,6 +31,9 @@ book: .venv/.installed
 	  { cat _build/html/reports/*.log 2>/dev/null; exit 1; }
 	@$(BIN)/python tests/check_offline.py _build/html
 	@echo "Open _build/html/index.html"
+
+outputs: .venv/.installed
+	@$(BIN)/python tests/store_outputs.py notebooks/*.ipynb
 
 clean:
 	rm -rf .venv _build results/scratch

@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 ROOT = Path(os.environ.get("LKCA_DATA", Path(__file__).resolve().parents[1] / ".data"))
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import lkca
 from lkca import augment, complexity, data, records, zoo

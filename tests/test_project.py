@@ -1,5 +1,6 @@
 """What is stated twice agrees: environment.yml and pyproject.toml, README and Makefile, contents and files."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -40,3 +41,12 @@ def test_every_notebook_is_in_the_book():
         str(f.relative_to(ROOT).with_suffix("")) for f in [*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb")]
     }
     assert files == on_disk
+
+
+def test_stored_outputs_show_no_warning_and_no_place_on_the_machine_that_made_them():
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert outputs, f"{path.name} is stored without outputs"
+        assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"], path.name
+        assert not re.search(r"(?<![\w.<])/(home|root|tmp|usr|work|Users)/", json.dumps(outputs)), path.name

@@ -15,7 +15,8 @@ def made(row, seed, top1, protocol="released", dataset="cifar100"):
     p = PROTOCOLS[protocol]
     return dataclasses.replace(
         TEMPLATE, row=row, seed=seed, dataset=dataset, protocol=protocol, protocol_hash=p.hash,
-        protocol_fields=p.fields, curve=curve, top1=top1, top1_best=top1 + 1.0, best_epoch=1, test_loss=curve[1].test_loss,
+        protocol_fields=p.fields, curve=curve, top1=top1, top1_best=top1 + 1.0, best_epoch=1,
+        test_loss=curve[1].test_loss,
     )  # fmt: skip
 
 
