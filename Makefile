@@ -27,7 +27,7 @@ test: .venv/.installed
 
 book: .venv/.installed
 	@echo "Executing the notebooks and building the book, warnings are errors"
-	@$(BIN)/jupyter-book build -W --keep-going -n . || \
+	@$(BIN)/jupyter-book build --all -W --keep-going -n . || \
 	  { cat _build/html/reports/*.log 2>/dev/null; exit 1; }
 	@$(BIN)/python tests/check_offline.py _build/html
 	@echo "Open _build/html/index.html"
