@@ -64,6 +64,7 @@ def plan(
     Raises:
         ValueError: naming the valid choices, on a table, protocol, row, seed or device that does not exist.
         DataError: if the data set is neither present nor downloadable.
+        OSError: if records cannot be written to ``results_root``.
     """
     if table not in zoo.TABLES:
         raise ValueError(f"table {table!r} does not exist; the tables are {', '.join(map(str, zoo.TABLES))}")
@@ -102,6 +103,8 @@ def plan(
     dataset, results = ("digits", results / "scratch") if protocol == "smoke" else (spec.dataset, results)
     job = Job(dataset, PROTOCOLS[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
     missing = sum(not path.exists() for *_, path in job.runs)
+    if missing:
+        records.check_writable(results)
     why = f"`{protocol}` on {dataset}, {job.device}: {reason}. {missing} of {len(job.runs)} runs to train."
     return Job(**{**vars(job), "why": why})
 

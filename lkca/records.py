@@ -156,6 +156,19 @@ def write(record: Record, results_root: Path = RESULTS) -> Path:
     return target
 
 
+def check_writable(results_root: Path) -> None:
+    """Raise OSError saying what to do if no record can be written below ``results_root``."""
+    folder = Path(results_root) / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise OSError(
+            f"records cannot be written to {folder} ({error}): name another folder with results_root"
+        ) from None
+
+
 def read_one(file: Path) -> Record:
     """Read and check one record; raises RecordError naming the file."""
     try:

@@ -128,6 +128,12 @@ def test_a_wrong_parameter_is_said_before_any_work(tmp_path, kw, says):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_ledger_that_cannot_be_written_is_said_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="name another folder with results_root"):
+        jobs.plan(1, protocol="smoke", results_root=tmp_path / "file")
+
+
 def test_unknown_table():
     with pytest.raises(ValueError, match="table 9 does not exist; the tables are 1, 2, 3"):
         jobs.plan(9)
