@@ -108,6 +108,11 @@ class Dataset:
         """Number of classes."""
         return len(self.classes)
 
+    def to(self, device: str) -> "Dataset":
+        """The same data set with its tensors on ``device``."""
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
     def subset(self, n: int, seed: int = 0) -> "Dataset":
         """A fixed, seeded draw of ``n`` training images, each class in proportion; the test set stays whole.
 

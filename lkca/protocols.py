@@ -36,7 +36,7 @@ class Protocol:
     cutmix_share: float = 0.5  # of the mixed batches; the others get Mixup
     mix_beta: float = 1.0
     drop_path: float | None = None  # None: the row's own
-    precision: str = "fp32"
+    precision: str = "fp32"  # the authors'; what a run used stands in its record
 
     @property
     def fields(self) -> dict:

@@ -63,14 +63,15 @@ class Record:
     num_train: int  # images trained on, after the protocol's subset
     num_test: int
     data_fingerprint: str
-    precision: str  # "fp32", "tf32", "bf16"
+    precision: str  # of products: "fp32", "tf32", "bf16"
     device: str  # in words
-    images_per_second: float  # training images over training seconds, evaluation left out
-    wall_seconds: float  # everything from the first step, all interruptions left out
+    images_per_second: float  # training images of all seeds in the step over training seconds, evaluation left out
+    wall_seconds: float  # of all seeds in the step: everything from the first step, all interruptions left out
     versions: dict
     git_commit: str  # "unknown" outside a git checkout
     git_clean: bool
     finished: str  # UTC, ISO 8601
+    stacked: int = 1  # seeds that were trained in the same step
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

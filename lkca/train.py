@@ -1,9 +1,12 @@
 """The training engine.
 
-A *run* is one training of a cell under a protocol with a seed; it leaves a record. Three streams of random numbers,
-each a function of the seed and the step alone, feed it: initialisation, order, and what happens inside a step
-(augmentation, mixing, drop path). So a run that was killed resumes from its checkpoint and ends, on a CPU, with the
-weights of an undisturbed one, bit for bit.
+A *run* is one training of a cell under a protocol with a seed; it leaves a record. Streams of random numbers, each a
+function of the seed and the step alone, feed it: initialisation, order, and what happens inside a step (augmentation,
+mixing, drop path). So several seeds can share a step, and a run that was killed resumes from its checkpoint and ends,
+on a CPU, with the weights of an undisturbed one, bit for bit.
+
+The data set stays on the device. Work goes in blocks of a few steps: all of a block's draws are made on the host, its
+images augmented together on the device, then its steps taken (`lkca.stack`). Nothing in an epoch waits for the device.
 """
 
 import dataclasses
@@ -12,20 +15,22 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 import lkca
 from lkca import augment, complexity, data, records, zoo
 from lkca.protocols import Protocol
 from lkca.records import RESULTS, Epoch, Record
+from lkca.stack import EXECUTIONS, PRECISIONS, Stack
+
+BLOCK = 8  # steps whose images are augmented together
 
 
 def learning_rate(p: Protocol, step: int, steps_per_epoch: int) -> float:
@@ -47,235 +52,299 @@ def _order(seed: int, epoch: int, n: int, passes: int) -> np.ndarray:
     return np.concatenate([rng.permutation(n) for _ in range(passes)])
 
 
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, ds: data.Dataset, p: Protocol,
-    rng: np.random.Generator, device: torch.device,
-) -> Tensor:  # fmt: skip
-    """One optimiser step on a batch of uint8 images; returns the loss, detached."""
-    mean, std = data.stats(ds.name)
-    images = augment.augment(
-        images,
-        rng,
-        flip=p.flip,
-        crop_padding=p.crop_padding,
-        policy=augment.POLICIES[ds.name] if p.auto_augment else None,
-    )
-    x = augment.normalise(images.to(device), mean, std)
-    augment.erase(x, rng, probability=p.erase_probability, area=p.erase_area, aspect=p.erase_aspect, fill=mean)
-    x, other, share = augment.mix(x, rng, probability=p.mix_probability, cutmix_share=p.cutmix_share, beta=p.mix_beta)
-    labels = labels.to(device)
-    torch.manual_seed(int(rng.integers(2**63)))  # drop path draws from torch's own generator
-    logits = model(x)
-    loss = share * F.cross_entropy(logits, labels, label_smoothing=p.label_smoothing)
-    if share < 1:
-        loss = loss + (1 - share) * F.cross_entropy(logits, labels[other], label_smoothing=p.label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+def block(
+    ds: data.Dataset,
+    p: Protocol,
+    seeds: Sequence[int],
+    first: int,
+    orders: Sequence[np.ndarray],
+    *,
+    num_draws: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """A block of batches for every seed, each by its own streams: what `Stack.train` takes.
 
+    Args:
+        ds: the data set, on the device to train on.
+        p: the recipe.
+        seeds: S of them.
+        first: the run's step at which the block begins; with a seed it fixes every draw.
+        orders: for each seed, which images, G * p.batch_size of them.
+        num_draws: uniform numbers an image for stochastic depth.
+        dtype: of the draws that enter products.
 
-@torch.no_grad()
-def evaluate(model: nn.Module, ds: data.Dataset, device: torch.device | str = "cpu") -> tuple[float, Tensor]:
-    """Test ``model`` on the test set: mean cross entropy in nats, and which images were right, bool (num_test,)."""
-    mean, std = data.stats(ds.name)
-    model.eval()
-    loss, right = 0.0, []
-    for images, labels in zip(ds.test_images.split(500), ds.test_labels.split(500), strict=True):
-        logits = model(augment.normalise(images.to(device), mean, std))
-        labels = labels.to(device)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        right.append((logits.argmax(1) == labels).cpu())
-    model.train()
-    return loss / len(ds.test_labels), torch.cat(right)
+    Returns:
+        (S, G, B, …) each: uint8 images, labels, boxes to erase, the permutation to mix with (all by image), share,
+        weight and box of the mixing (by batch), and the uniform numbers.
+    """
+    device, size, batch, length = ds.train_images.device, (ds.image_size,) * 2, p.batch_size, len(orders[0])
+    policy = augment.POLICIES[ds.name] if p.auto_augment else None
+    made = []
+    for seed in seeds:
+        rng = _stream(seed, "block", first)
+        made.append(
+            (
+                augment.draw(rng, length, flip=p.flip, crop_padding=p.crop_padding, policy=policy),
+                augment.draw_erasing(
+                    rng, length, size, probability=p.erase_probability, area=p.erase_area, aspect=p.erase_aspect
+                ),
+                augment.draw_mixing(
+                    rng, length // batch, batch, size, probability=p.mix_probability, cutmix_share=p.cutmix_share,
+                    beta=p.mix_beta,
+                ),
+                rng.random((length, num_draws), np.float32),
+            )
+        )  # fmt: skip
+    draws, boxes, mixing, uniform = zip(*made, strict=True)
+    shape = (len(seeds), length // batch, batch)
+    chosen = augment.upload(np.concatenate(orders), device)
+    images = augment.augment(ds.train_images[chosen], augment.Draws.concatenate(draws), crop_padding=p.crop_padding)
+
+    def stacked(arrays: Iterable[np.ndarray], kind: torch.dtype | None = None) -> Tensor:
+        tensor = augment.upload(np.stack(list(arrays)), device)
+        return tensor.to(kind) if kind else tensor
+
+    return [
+        images.view(*shape, *images.shape[1:]),
+        ds.train_labels[chosen].view(shape),
+        stacked(boxes).view(*shape, 4),
+        stacked(m.other for m in mixing),
+        stacked((m.share for m in mixing), dtype),
+        stacked((m.weight for m in mixing), dtype),
+        stacked(m.box for m in mixing),
+        stacked(uniform).view(*shape, num_draws),
+    ]
 
 
 def fit(
     row: str,
     dataset: data.Dataset,
     protocol: Protocol,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     *,
     device: str = "cpu",
+    precision: str = "auto",
+    execution: str = "auto",
     results_root: Path = RESULTS,
     checkpoint_every: int = 100,
-    progress: bool = True,
-) -> Record:
-    """Train one run and write its record; resume it if a checkpoint of it is there.
+    time_budget: float = math.inf,
+    progress: str | None = "bar",
+) -> list[Record] | None:
+    """Train one run a seed, all in one step, and write their records; resume them if their checkpoint is there.
 
     Args:
         row: the row's name, see `lkca.zoo`.
         dataset: see `lkca.data.load`.
         protocol: one of `lkca.protocols.PROTOCOLS`, or another.
-        seed: of all streams.
+        seeds: one run each.
         device: "cpu" or "cuda".
-        results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the run is done.
-        checkpoint_every: steps between checkpoints; one is also written after every epoch.
-        progress: show a bar with loss, rate and time left.
+        precision: "fp32", "tf32", "bf16" (autocast, weights and their moments in fp32), "fp64", or "auto": "bf16" on
+            CUDA, else "fp32".
+        execution: "eager", "captured" or "compiled", see `lkca.stack.Stack`; "auto" captures on CUDA.
+        results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the runs are done.
+        checkpoint_every: steps between checkpoints, to the next block; one is also written after every epoch.
+        time_budget: seconds from now after which to stop, at a checkpoint.
+        progress: "bar" with loss, rate and time left, "lines" (one an epoch), or None.
 
     Returns:
-        The record, as written.
+        The records, as written, by seed; None if the time ran out first. Call it again to go on.
 
     Raises:
-        ValueError: before any training, on an unknown row or device, a precision that is not there, a training set
-            smaller than a batch, or a checkpoint that is damaged or belongs to other data.
-        FileExistsError: before any training, if the run has a record already.
-        FloatingPointError: when the loss is not finite, naming the step; no record is written.
+        ValueError: before any training, on an unknown row, device, precision or execution, a training set smaller than
+            a batch, or a checkpoint that is damaged or belongs to other data.
+        FileExistsError: before any training, if a run has a record already.
+        FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
     """
-    p, settings = protocol, complexity.count(row, image_size=dataset.image_size, num_classes=dataset.num_classes)
-    target = records.path(results_root, row, dataset.name, p.name, p.hash, seed)
-    if target.exists():
-        raise FileExistsError(f"{target} exists: a record is never overwritten")
-    if p.precision != "fp32":
-        raise ValueError(f"precision={p.precision!r} is not built yet; the engine trains in 'fp32'")
+    began, p = time.perf_counter(), protocol
+    settings = complexity.count(row, image_size=dataset.image_size, num_classes=dataset.num_classes)
+    targets = [records.path(results_root, row, dataset.name, p.name, p.hash, seed) for seed in seeds]
+    for target in targets:
+        if target.exists():
+            raise FileExistsError(f"{target} exists: a record is never overwritten")
     checked_device(device)
+    precision = {"cuda": "bf16", "cpu": "fp32"}[device] if precision == "auto" else precision
+    execution = {"cuda": "captured", "cpu": "eager"}[device] if execution == "auto" else execution
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is not one of 'auto', {', '.join(map(repr, PRECISIONS))}")
+    if execution not in EXECUTIONS or (device == "cpu" and execution != "eager"):
+        raise ValueError(f"execution={execution!r} is not one of 'auto', 'eager' and, on CUDA, 'captured', 'compiled'")
     ds = dataset.subset(p.train_images) if p.train_images and p.train_images < len(dataset.train_labels) else dataset
     n = len(ds.train_labels)
     steps_per_epoch = p.passes_per_epoch * n // p.batch_size
     if not steps_per_epoch:
         raise ValueError(f"{ds.name} has {n} training images, fewer than a batch of {p.batch_size}")
 
-    torch.manual_seed(int(_stream(seed, "init").integers(2**63)))
-    model = zoo.build(row, image_size=ds.image_size, num_classes=ds.num_classes, drop_path=p.drop_path).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=p.lr, betas=p.betas, weight_decay=p.weight_decay)
+    models = []
+    for seed in seeds:
+        torch.manual_seed(int(_stream(seed, "init").integers(2**63)))
+        models.append(zoo.build(row, image_size=ds.image_size, num_classes=ds.num_classes, drop_path=p.drop_path))
+    stack = Stack(models, p, *data.stats(ds.name), device=device, precision=precision, execution=execution)
     commit, clean = _git()
-    state = {"step": 0, "loss_sum": 0.0, "train_seconds": 0.0, "wall_seconds": 0.0, "epoch_seconds": 0.0, "curve": [],
-             "commit": commit, "clean": clean}  # fmt: skip
-    per_class: list[float] = []
-    checkpoint = Path(results_root) / "checkpoints" / f"{target.stem}.pt"
+    state = {"step": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "epoch_seconds": 0.0, "commit": commit,
+             "clean": clean, "curves": [[] for _ in seeds], "per_class": []}  # fmt: skip
+    name = targets[0].stem + "".join(f"+{seed}" for seed in seeds[1:])
+    checkpoint = Path(results_root) / "checkpoints" / f"{name}.pt"
     if checkpoint.exists():
-        saved = _load_checkpoint(checkpoint, ds.fingerprint)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        per_class, state = saved["per_class"], saved["state"]
+        state = _load_checkpoint(checkpoint, stack, ds.fingerprint)
         if (state["commit"], state["clean"]) != (commit, clean):  # begun by other code: say the tree was not one commit
             state |= {"commit": commit, "clean": False}
+    ds = ds.to(device)
 
-    bar = tqdm(
-        total=p.epochs * steps_per_epoch,
-        initial=state["step"],
-        desc=f"{row} · {ds.name} · {p.name} · seed {seed}",
-        unit="step",
-        disable=not progress,
-        mininterval=1,
-        leave=False,
+    total, clock = p.epochs * steps_per_epoch, time.perf_counter()
+    show = _Progress(
+        progress, f"{row} · {ds.name} · {p.name} · seed {', '.join(map(str, seeds))}", state["step"], total
     )
-    model.train()
-    clock = time.perf_counter()
 
-    def elapsed() -> float:
+    def spend(*keys: str) -> None:
         nonlocal clock
         before, clock = clock, time.perf_counter()
-        return clock - before
+        for key in keys:
+            state[key] += clock - before
 
-    with bar:
-        while state["step"] < p.epochs * steps_per_epoch:
+    with show:
+        while state["step"] < total:
             epoch = state["step"] // steps_per_epoch
-            order = torch.from_numpy(_order(seed, epoch, n, p.passes_per_epoch))
-            while state["step"] < (epoch + 1) * steps_per_epoch:
-                step = state["step"]
-                lr = learning_rate(p, step, steps_per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                first = (step - epoch * steps_per_epoch) * p.batch_size
-                batch = order[first : first + p.batch_size]
-                loss = _step(
-                    model,
-                    optimizer,
-                    ds.train_images[batch],
-                    ds.train_labels[batch],
-                    ds,
-                    p,
-                    _stream(seed, "step", step),
-                    device,
-                ).item()
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"{target.stem}: the loss is {loss} at step {step}; the run has no record")
-                state["step"] += 1
-                state["loss_sum"] += loss
-                spent = elapsed()
-                for key in ("train_seconds", "wall_seconds", "epoch_seconds"):
-                    state[key] += spent
-                bar.update()
-                bar.set_postfix(
-                    loss=f"{loss:.3f}",
-                    img_s=f"{state['step'] * p.batch_size / state['train_seconds']:.0f}",
-                    refresh=False,
+            start, end = epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch
+            orders = [_order(seed, epoch, n, p.passes_per_epoch) for seed in seeds]
+            while state["step"] < end:
+                step, stop = state["step"], min(state["step"] + BLOCK, end)
+                part = slice((step - start) * p.batch_size, (stop - start) * p.batch_size)
+                batches = block(ds, p, seeds, step, [order[part] for order in orders], num_draws=stack.num_draws,
+                                dtype=stack.dtype)  # fmt: skip
+                stack.train(batches, [learning_rate(p, s, steps_per_epoch) for s in range(step, stop)])
+                state["step"] = stop
+                late = time.perf_counter() - began > time_budget
+                due = stop < end and (late or stop // checkpoint_every > step // checkpoint_every)
+                if device == "cpu" or stop == end or due:  # elsewhere looking would wait for the device
+                    _check_finite(stack, seeds, name)
+                    spend("train_seconds", "wall_seconds", "epoch_seconds")
+                    rate = stop * p.batch_size * len(seeds) / state["train_seconds"]
+                    show.update(stop, stack.loss_sum.mean().item() / (stop - start), rate)
+                if due:
+                    _save_checkpoint(checkpoint, stack, state, ds.fingerprint)
+                if late and stop < end:
+                    return None
+            train_loss = (stack.loss_sum / steps_per_epoch).tolist()
+            stack.loss_sum.zero_()
+            test_loss, right = stack.evaluate(ds.test_images, ds.test_labels)
+            right, test_loss = right.cpu(), test_loss.tolist()
+            seconds = state["epoch_seconds"]
+            spend("wall_seconds", "epoch_seconds")
+            seconds, state["epoch_seconds"] = state["epoch_seconds"], 0.0
+            labels = dataset.test_labels
+            state["per_class"] = [
+                [100 * r[labels == c].double().mean().item() for c in range(ds.num_classes)] for r in right
+            ]
+            for curve, r, train, test in zip(state["curves"], right, train_loss, test_loss, strict=True):
+                curve.append(
+                    dataclasses.asdict(
+                        Epoch(
+                            epoch=epoch + 1,
+                            lr=learning_rate(p, end - 1, steps_per_epoch),
+                            train_loss=train,
+                            test_loss=test,
+                            top1=100 * r.double().mean().item(),
+                            seconds=seconds,
+                        )
+                    )
                 )
-                ends_epoch = state["step"] == (epoch + 1) * steps_per_epoch
-                if state["step"] % checkpoint_every == 0 and not ends_epoch:
-                    _save_checkpoint(checkpoint, model, optimizer, per_class, state, ds.fingerprint)
-            test_loss, right = evaluate(model, ds, device)
-            spent = elapsed()
-            state["wall_seconds"] += spent
-            per_class = [100 * right[ds.test_labels == c].float().mean().item() for c in range(ds.num_classes)]
-            point = Epoch(
-                epoch=epoch + 1,
-                lr=lr,
-                train_loss=state["loss_sum"] / steps_per_epoch,
-                test_loss=test_loss,
-                top1=100 * right.double().mean().item(),
-                seconds=state["epoch_seconds"] + spent,
-            )
-            state["curve"].append(dataclasses.asdict(point))
-            state["loss_sum"] = state["epoch_seconds"] = 0.0
-            _save_checkpoint(checkpoint, model, optimizer, per_class, state, ds.fingerprint)
+            _save_checkpoint(checkpoint, stack, state, ds.fingerprint)
+            show.epoch(epoch + 1, p.epochs, [curve[-1] for curve in state["curves"]])
+            if late and end < total:
+                return None
 
-    curve = [Epoch(**point) for point in state["curve"]]
-    best = max(curve, key=lambda e: e.top1)
-    record = Record(
-        row=row,
-        dataset=ds.name,
-        protocol=p.name,
-        protocol_hash=p.hash,
-        protocol_fields=p.fields,
-        seed=seed,
-        top1=curve[-1].top1,
-        top1_best=best.top1,
-        best_epoch=best.epoch,
-        test_loss=curve[-1].test_loss,
-        per_class_top1=per_class,
-        curve=curve,
-        params=settings.params,
-        params_paper=settings.params_paper,
-        macs=settings.macs,
-        macs_paper=settings.macs_paper,
-        image_size=ds.image_size,
-        num_classes=ds.num_classes,
-        num_train=n,
-        num_test=len(ds.test_labels),
-        data_fingerprint=ds.fingerprint,
-        precision=p.precision,
-        device=_device_in_words(device),
-        images_per_second=state["step"] * p.batch_size / state["train_seconds"],
-        wall_seconds=state["wall_seconds"],
-        versions={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": np.__version__,
-            "lkca": lkca.__version__,
-        },
-        git_commit=state["commit"],
-        git_clean=state["clean"],
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    records.write(record, results_root)
+    found = []
+    for seed, curve, per_class in zip(seeds, state["curves"], state["per_class"], strict=True):
+        curve = [Epoch(**point) for point in curve]
+        best = max(curve, key=lambda e: e.top1)
+        record = Record(
+            row=row,
+            dataset=ds.name,
+            protocol=p.name,
+            protocol_hash=p.hash,
+            protocol_fields=p.fields,
+            seed=seed,
+            top1=curve[-1].top1,
+            top1_best=best.top1,
+            best_epoch=best.epoch,
+            test_loss=curve[-1].test_loss,
+            per_class_top1=per_class,
+            curve=curve,
+            params=settings.params,
+            params_paper=settings.params_paper,
+            macs=settings.macs,
+            macs_paper=settings.macs_paper,
+            image_size=ds.image_size,
+            num_classes=ds.num_classes,
+            num_train=n,
+            num_test=len(ds.test_labels),
+            data_fingerprint=ds.fingerprint,
+            precision=precision,
+            device=device_in_words(device),
+            images_per_second=total * p.batch_size * len(seeds) / state["train_seconds"],
+            wall_seconds=state["wall_seconds"],
+            versions={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+                "numpy": np.__version__,
+                "lkca": lkca.__version__,
+            },
+            git_commit=state["commit"],
+            git_clean=state["clean"],
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            stacked=len(seeds),
+        )
+        found.append(record)
+    for record in found:
+        records.write(record, results_root)
     checkpoint.unlink(missing_ok=True)
-    return record
+    return found
 
 
-def _save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, per_class: list, state: dict,
-                     fingerprint: str) -> None:  # fmt: skip
+def _check_finite(stack: Stack, seeds: Sequence[int], name: str) -> None:
+    for seed, step in zip(seeds, stack.first_bad.tolist(), strict=True):
+        if step >= 0:
+            raise FloatingPointError(
+                f"{name}: the loss of seed {seed} is not finite at step {step}; there is no record"
+            )
+
+
+class _Progress:
+    """What a run shows of itself: a bar, a line an epoch, or nothing."""
+
+    def __init__(self, kind: str | None, name: str, step: int, total: int):
+        self.kind, self.name, self.bar = kind, name, None
+        if kind == "bar":
+            from tqdm import tqdm  # a machine that only trains, and logs lines, need not have it
+
+            self.bar = tqdm(total=total, initial=step, desc=name, unit="step", mininterval=1, leave=False)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        self.rate = rate
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{loss:.3f}", img_s=f"{rate:.0f}", refresh=False)
+            self.bar.update(step - self.bar.n)
+
+    def epoch(self, epoch: int, epochs: int, points: Sequence[dict]) -> None:
+        if self.kind == "lines":
+            top1 = ", ".join(f"{point['top1']:.2f}" for point in points)
+            done = f"epoch {epoch}/{epochs} · top-1 {top1} · {self.rate:.0f} img/s"
+            print(f"{datetime.now(UTC):%H:%M:%S} {self.name} · {done}", flush=True)
+
+
+def _save_checkpoint(file: Path, stack: Stack, state: dict, fingerprint: str) -> None:
     """Write aside and rename, so that a kill or a full disk leaves the last whole checkpoint."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.{os.getpid()}.aside")
     try:
-        torch.save(
-            {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "per_class": per_class, "state": state,
-             "fingerprint": fingerprint},
-            aside,
-        )  # fmt: skip
+        torch.save({"stack": stack.state_dict(), "state": state, "fingerprint": fingerprint}, aside)
         os.replace(aside, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         aside.unlink(missing_ok=True)
@@ -284,15 +353,15 @@ def _save_checkpoint(file: Path, model: nn.Module, optimizer: torch.optim.Optimi
         ) from error
 
 
-def _load_checkpoint(file: Path, fingerprint: str) -> dict:
+def _load_checkpoint(file: Path, stack: Stack, fingerprint: str) -> dict:
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-        theirs = saved["fingerprint"]
+        if saved["fingerprint"] == fingerprint:
+            stack.load_state_dict(saved["stack"])
+            return saved["state"]
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"the checkpoint {file} is damaged ({error}): delete it to begin this run again") from error
-    if theirs != fingerprint:
-        raise ValueError(f"the checkpoint {file} was made on other data: delete it to begin this run again")
-    return saved
+    raise ValueError(f"the checkpoint {file} was made on other data: delete it to begin this run again")
 
 
 def checked_device(device: str) -> str:
@@ -304,7 +373,8 @@ def checked_device(device: str) -> str:
     return device
 
 
-def _device_in_words(device: str) -> str:
+def device_in_words(device: str) -> str:
+    """The GPU's name, or the CPU's and the number of threads."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()

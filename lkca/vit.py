@@ -10,14 +10,14 @@ Two switches give the rest: ``mixer="both"`` keeps self-attention and puts LKCA 
 section 3.2.3 of the paper says (its parameter counts say otherwise), and ``pooling="mean"`` gives the ViT the other
 model's reading, which the published comparison changes together with the mixer.
 
-Shape suffixes: B images, N patches, T tokens (N, or N + 1 with a [class] token), D channels, H heads, E = D / H.
+Shape suffixes: B images, N patches, T tokens (N, or N + 1 with a [class] token), D channels, H heads, E = D / H, R
+residual branches.
 """
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from lkca.operator import LKCA
 
@@ -52,12 +52,19 @@ class Block(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in branches)
         self.branches = nn.ModuleList(branches)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = drop_path
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """x + drop_path(branch(norm(x))) for each branch in turn; (B, T, D) -> (B, T, D)."""
-        for norm, branch in zip(self.norms, self.branches, strict=True):
-            x_BTD = x_BTD + self.drop_path(branch(norm(x_BTD)))
+    def forward(self, x_BTD: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
+        """x + drop_path(branch(norm(x))) for each of R branches in turn; (B, T, D) -> (B, T, D).
+
+        Where ``uniform`` is below the rate the branch is dropped, the others are scaled up; None drops nothing.
+        """
+        for i, (norm, branch) in enumerate(zip(self.norms, self.branches, strict=True)):
+            out_BTD = branch(norm(x_BTD))
+            if uniform_BR is not None:
+                keep_B = (uniform_BR[:, i] >= self.drop_path).to(out_BTD.dtype) / (1 - self.drop_path)
+                out_BTD = out_BTD * keep_B[:, None, None]
+            x_BTD = x_BTD + out_BTD
         return x_BTD
 
 
@@ -78,7 +85,8 @@ class ViT(nn.Module):
         in_channels: of the image.
         form: of LKCA, see `lkca.operator.lkca`.
 
-    Shapes: (B, in_channels, image_size, image_size) -> (B, num_classes) logits.
+    Shapes: (B, in_channels, image_size, image_size) -> (B, num_classes) logits. ``num_draws`` is how many uniform
+    numbers a sample needs for stochastic depth: one a branch, or 0 at rate 0.
 
     Raises:
         ValueError: on a choice that does not exist or sizes that do not divide.
@@ -126,7 +134,8 @@ class ViT(nn.Module):
             mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
             return Block(*mixers, mlp, dim=dim, drop_path=drop_path)
 
-        self.blocks = nn.Sequential(*(block() for _ in range(depth)))
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
+        self.num_draws = sum(len(block.branches) for block in self.blocks) if drop_path else 0
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
         self.reset_parameters()
 
@@ -143,12 +152,23 @@ class ViT(nn.Module):
         if self.class_token is not None:
             nn.init.normal_(self.class_token)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Logits, (B, num_classes), of normalised images."""
+    def forward(self, image_BCHW: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
+        """Logits, (B, num_classes), of normalised images.
+
+        ``uniform_BR`` (B, num_draws), from [0, 1), decides what stochastic depth drops; None draws it from torch's
+        generator in training mode. In evaluation mode nothing is dropped.
+        """
+        if not self.training or not self.num_draws:
+            uniform_BR = None
+        elif uniform_BR is None:
+            uniform_BR = torch.rand(len(image_BCHW), self.num_draws, device=image_BCHW.device)
         p = self.patch_size
         patches = rearrange(image_BCHW, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
         x = self.patch_embed(patches)  # (B, N, D)
         if self.class_token is not None:
             x = torch.cat([repeat(self.class_token, "d -> b 1 d", b=len(x)), x], dim=1)  # (B, N + 1, D)
-        x = self.blocks(x + self.pos_embed)
+        x = x + self.pos_embed
+        for i, block in enumerate(self.blocks):
+            r = len(block.branches)
+            x = block(x, None if uniform_BR is None else uniform_BR[:, r * i : r * (i + 1)])
         return self.head(x.mean(dim=1) if self.class_token is None else x[:, 0])

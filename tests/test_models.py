@@ -91,7 +91,7 @@ def test_initialisation_is_the_authors():
 
 def test_drop_path_is_the_row_s_unless_said():
     def rate(**kw):
-        return zoo.build("ViT/0.5M", image_size=8, num_classes=10, **kw).blocks[0].drop_path.p
+        return zoo.build("ViT/0.5M", image_size=8, num_classes=10, **kw).blocks[0].drop_path
 
     assert (rate(), rate(drop_path=0.0)) == (0.1, 0.0)
 

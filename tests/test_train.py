@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lkca import augment, data, records, train
+from lkca import data, records, train
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
@@ -25,8 +25,12 @@ def digits():
     return data.load("digits")
 
 
-def fit(digits, root, protocol=TINY, **kw):
-    return train.fit("ViT/0.5M-LKCA", digits, protocol, 0, results_root=root, progress=False, **kw)
+def fit(digits, root, protocol=TINY, seeds=(0,), row="ViT/0.5M-LKCA", **kw):
+    return train.fit(row, digits, protocol, seeds, results_root=root, progress=None, **kw)
+
+
+def never(*args, **kw):
+    pytest.fail("trained")
 
 
 def test_protocol_hashes_are_golden():
@@ -92,7 +96,7 @@ def test_an_epoch_shows_every_image_once_a_pass():
 
 
 def test_a_run_leaves_a_whole_record(digits, tmp_path):
-    record = fit(digits, tmp_path)
+    (record,) = fit(digits, tmp_path)
     (file,) = (tmp_path / "runs").iterdir()
     assert records.read_one(file) == record and records.read(tmp_path) == ([record], [])
     assert record.num_train == 96 and record.num_test == 360 and len(record.curve) == 2
@@ -109,7 +113,7 @@ def test_training_learns(digits, tmp_path):
     plain = Protocol("plain", "a test's", epochs=4, batch_size=32, warmup_epochs=1, flip=0.0, crop_padding=0,
                      auto_augment=False, erase_probability=0.0, mix_probability=0.0)  # fmt: skip
     for row in ("ViT/0.5M", "ViT/0.5M-LKCA"):
-        record = train.fit(row, digits, plain, 0, results_root=tmp_path, progress=False)
+        (record,) = fit(digits, tmp_path, plain, row=row)
         assert record.top1 > 75
         assert record.curve[-1].train_loss < 1.3 < 2 < record.curve[0].train_loss
 
@@ -122,14 +126,15 @@ from lkca.protocols import Protocol
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
 save = train._save_checkpoint
-def spy(file, model, *rest):
-    save(file, model, *rest)
-    torch.save(model.state_dict(), root / "weights.aside")
+def spy(file, stack, *rest):
+    save(file, stack, *rest)
+    torch.save(stack.state_dict()["params"], root / "weights.aside")
     (root / "weights.aside").replace(root / "weights.pt")
     print("saved", flush=True)
 train._save_checkpoint = spy
 p = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
-train.fit("ViT/0.5M-LKCA", data.load("digits"), p, 0, results_root=root, checkpoint_every=2, progress=False)
+train.BLOCK = 2
+train.fit("ViT/0.5M-LKCA", data.load("digits"), p, (0, 1), results_root=root, checkpoint_every=2, progress=None)
 """
 
 
@@ -139,12 +144,14 @@ def child(root):
 
 
 def ending(root):
-    (file,) = (root / "runs").glob("*.json")
-    record = json.loads(file.read_text())
-    times = ("images_per_second", "wall_seconds", "finished")
-    for point in record["curve"]:
-        del point["seconds"]
-    return torch.load(root / "weights.pt"), {k: v for k, v in record.items() if k not in times}
+    found = [json.loads(file.read_text()) for file in sorted((root / "runs").glob("*.json"))]
+    assert [record["seed"] for record in found] == [0, 1]
+    for record in found:
+        for name in ("images_per_second", "wall_seconds", "finished"):
+            del record[name]
+        for point in record["curve"]:
+            del point["seconds"]
+    return torch.load(root / "weights.pt"), found
 
 
 def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tmp_path):
@@ -172,16 +179,11 @@ def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tmp_p
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(digits, tmp_path, monkeypatch, bad):
-    step, calls = train._step, []
-
-    def third(*args):
-        calls.append(1)
-        return torch.tensor(bad) if len(calls) == 3 else step(*args)
-
-    monkeypatch.setattr(train, "_step", third)
-    with pytest.raises(FloatingPointError, match="at step 2; the run has no record"):
-        fit(digits, tmp_path)
+def test_a_loss_that_is_not_finite_stops_and_names_seed_and_step(digits, tmp_path, monkeypatch, bad):
+    rate = train.learning_rate
+    monkeypatch.setattr(train, "learning_rate", lambda p, step, n: bad if step == 1 else rate(p, step, n))
+    with pytest.raises(FloatingPointError, match="seed 3 is not finite at step 2; there is no record"):
+        fit(digits, tmp_path, seeds=(3, 4))
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -191,7 +193,7 @@ def test_a_damaged_checkpoint_is_named_before_training(digits, tmp_path, monkeyp
     )
     file.parent.mkdir()
     file.write_bytes(b"half")
-    monkeypatch.setattr(train, "_step", lambda *a: pytest.fail("trained"))
+    monkeypatch.setattr(train.Stack, "train", never)
     with pytest.raises(ValueError, match=file.name.replace("+", r"\+")):
         fit(digits, tmp_path)
 
@@ -199,13 +201,14 @@ def test_a_damaged_checkpoint_is_named_before_training(digits, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "kw, says",
     [
-        ({"protocol": dataclasses.replace(TINY, precision="fp8")}, "precision='fp8'"),
+        ({"precision": "fp8"}, "precision='fp8' is not one of 'auto', 'fp64', 'fp32', 'tf32', 'bf16'"),
+        ({"execution": "captured"}, "execution='captured' is not one of"),
         ({"protocol": dataclasses.replace(TINY, train_images=8)}, "fewer than a batch of 16"),
         ({"device": "tpu"}, "device='tpu' is not one of"),
     ],
 )
 def test_wrong_settings_fail_before_training(digits, tmp_path, monkeypatch, kw, says):
-    monkeypatch.setattr(train, "_step", lambda *a: pytest.fail("trained"))
+    monkeypatch.setattr(train.Stack, "train", never)
     with pytest.raises(ValueError, match=says):
         fit(digits, tmp_path, **kw)
 
@@ -216,11 +219,16 @@ def test_cuda_without_a_gpu_says_so():
         train.checked_device("cuda")
 
 
-def test_augmentation_is_the_seed_s(digits):
-    images = digits.train_images[:32]
-    kw = {"flip": 0.5, "crop_padding": 1, "policy": augment.POLICIES["digits"]}
-    a, b, c = (augment.augment(images, train._stream(s, "step", 0), **kw) for s in (0, 0, 1))
-    assert torch.equal(a, b) and not torch.equal(a, c)
+def test_a_time_budget_stops_at_a_checkpoint_and_the_next_call_goes_on(digits, tmp_path):
+    whole = fit(digits, tmp_path / "whole", seeds=(0, 1))
+    calls = 0
+    while (found := fit(digits, tmp_path / "parts", seeds=(0, 1), time_budget=0)) is None:
+        calls += 1
+        assert len(list(tmp_path.glob("parts/checkpoints/*.pt"))) == 1 and not list(tmp_path.glob("parts/runs/*"))
+    assert calls >= 1
+    for a, b in zip(whole, found, strict=True):
+        assert a.per_class_top1 == b.per_class_top1 and a.test_loss == b.test_loss and a.top1 == b.top1
+        assert [e.train_loss for e in a.curve] == [e.train_loss for e in b.curve]
 
 
 def test_a_full_disk_loses_nothing(digits, tmp_path, monkeypatch):
@@ -233,6 +241,6 @@ def test_a_full_disk_loses_nothing(digits, tmp_path, monkeypatch):
         m.setattr(records, "write", full)
         with pytest.raises(OSError, match="No space left"):
             fit(digits, tmp_path)
-    monkeypatch.setattr(train, "_step", lambda *a: pytest.fail("trained again"))
-    assert fit(digits, tmp_path).row == "ViT/0.5M-LKCA"
+    monkeypatch.setattr(train.Stack, "train", never)
+    assert fit(digits, tmp_path)[0].row == "ViT/0.5M-LKCA"
     assert len(list(Path(tmp_path, "runs").iterdir())) == 1
