@@ -31,7 +31,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
-from tqdm import tqdm
 
 ROOT = Path(os.environ.get("LKCA_DATA", Path(__file__).resolve().parents[1] / ".data"))
 
@@ -288,7 +287,11 @@ def _read(name: str, samples: list[Sample], where: str) -> Dataset:
     number = {c: i for i, c in enumerate(classes)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(lambda sample: _decode(sample, s), samples)
-        decoded = list(tqdm(decoded, total=len(samples), desc=f"reading {name}", disable=name == "digits", leave=False))
+        with contextlib.suppress(ImportError):  # a machine that only trains need not have it
+            from tqdm import tqdm
+
+            decoded = tqdm(decoded, total=len(samples), desc=f"reading {name}", disable=name == "digits", leave=False)
+        decoded = list(decoded)
     splits, everything = {}, hashlib.sha256(f"{s.image_size} {s.classes}".encode())
     for split in ("train", "test"):
         # by class, then by content: the same in every container

@@ -1,0 +1,121 @@
+"""Fill the ledger unattended: ``python -m lkca.work --data-root DATA --budget 1500``.
+
+Works off the cells of Tables 1-3 in order of what they decide, skipping what the ledger holds: one log line an epoch, a
+record at once when a run is done, a checkpoint after every epoch. Stopped or killed at any time, it loses at most what
+came after the last checkpoint, and the same command goes on. It needs no Jupyter and no plotting library.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from lkca import data, records, train, zoo
+from lkca.protocols import PROTOCOLS, Protocol
+
+MAIN_ROWS = ("ViT", "ViT-LKCA", "ViT/0.5M", "ViT/0.5M-LKCA")
+Cell = tuple[str, Protocol, str]  # data set, protocol, row
+
+
+def cells(protocol: str | None = None) -> Iterator[Cell]:
+    """All cells by priority.
+
+    First the main rows of Tables 3 and 2 under `released` and `paper`: which protocol gives the paper's numbers? Then
+    every row of Tables 3, 2 and 1 under `released`. With ``protocol``, the same under that one.
+    """
+    first = [PROTOCOLS[protocol]] if protocol else [PROTOCOLS["released"], PROTOCOLS["paper"]]
+    seen = set()
+    for tables, rows, protocols in (((3, 2), MAIN_ROWS, first), ((3, 2, 1), None, first[:1])):
+        for table in tables:
+            for p in protocols:
+                for row in rows or zoo.TABLES[table].rows:
+                    cell = (zoo.TABLES[table].dataset, p, row)
+                    if cell not in seen:
+                        seen.add(cell)
+                        yield cell
+
+
+def missing(cell: Cell, seeds: Sequence[int], results_root: Path) -> list[int]:
+    """The seeds of a cell that have no record yet."""
+    dataset, p, row = cell
+    return [s for s in seeds if not records.path(results_root, row, dataset, p.name, p.hash, s).exists()]
+
+
+def work_off(
+    todo: Sequence[Cell],
+    seeds: Sequence[int],
+    *,
+    device: str,
+    data_root: Path,
+    results_root: Path,
+    budget: float,
+    checkpoint_every: int = 1000,
+) -> int:
+    """Train the missing runs of each cell, its seeds together in one step, until all are done or the budget is spent.
+
+    Args:
+        todo: cells, most valuable first; those whose data set is not on disk are named and passed over.
+        seeds: of every cell.
+        device: "cpu" or "cuda".
+        data_root: folder of the data sets.
+        results_root: folder of the ledger.
+        budget: seconds.
+        checkpoint_every: steps between checkpoints within an epoch.
+
+    Returns:
+        How many runs were finished.
+    """
+    began, finished, loaded, absent = time.monotonic(), 0, {}, set()
+    for cell in todo:
+        name, p, row = cell
+        left, wanted = budget - (time.monotonic() - began), missing(cell, seeds, results_root)
+        if left <= 0:
+            break
+        if not wanted or name in absent:
+            continue
+        if name not in loaded and not data.available(name, data_root):
+            absent.add(name)
+            print(f"{name} is not in {data_root}: its cells are passed over", flush=True)
+            continue
+        loaded[name] = loaded.get(name) or data.load(name, data_root)
+        found = train.fit(
+            row, loaded[name], p, wanted, device=device, results_root=results_root, checkpoint_every=checkpoint_every,
+            time_budget=left, progress="lines",
+        )  # fmt: skip
+        if found is None:
+            break
+        finished += len(found)
+    return finished
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lkca.work", description=__doc__.partition("\n")[0])
+    parser.add_argument("--data-root", type=Path, default=data.ROOT, help="folder of the data sets")
+    parser.add_argument("--results-root", type=Path, default=records.RESULTS, help="folder of the ledger")
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), help="instead of released and paper")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every cell, trained together")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to work")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--list", action="store_true", help="show what is missing, in order, and stop")
+    args = parser.parse_args(arguments)
+    todo = [cell for cell in cells(args.protocol) if missing(cell, args.seeds, args.results_root)]
+    if args.list:
+        for name, p, row in todo:
+            print(name, p.name, row, "seeds", *missing((name, p, row), args.seeds, args.results_root))
+        return
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        train.checked_device(device)
+        records.check_writable(args.results_root)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    roots = {"data_root": args.data_root, "results_root": args.results_root}
+    finished = work_off(todo, args.seeds, device=device, budget=args.budget, **roots)
+    print(f"{finished} runs finished; `--list` shows what is missing", flush=True)
+
+
+if __name__ == "__main__":
+    main()

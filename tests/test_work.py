@@ -1,0 +1,66 @@
+"""The unattended command: its order, its budget, and that it needs nothing but torch's family."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from lkca import data, records, work
+from lkca.protocols import PROTOCOLS, Protocol
+
+TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
+TODO = [("digits", TINY, "ViT/0.5M-LKCA"), ("cifar10", TINY, "ViT/0.5M"), ("digits", TINY, "ViT/0.5M")]
+
+
+def test_the_order_is_by_what_a_cell_decides():
+    order = [(name, p.name, row) for name, p, row in work.cells()]
+    assert len(order) == len(set(order)) == 36 + 8  # every row of three tables, and eight main cells under `paper`
+    assert order[:4] == [("tiny-imagenet", "released", row) for row in work.MAIN_ROWS]
+    assert {p for _, p, _ in order[:16]} == {"released", "paper"} and {n for n, *_ in order[:16]} == {
+        "tiny-imagenet",
+        "cifar100",
+    }
+    assert {p.name for _, p, _ in work.cells("sketch")} == {"sketch"}
+
+
+def test_it_works_off_what_is_missing_and_passes_over_absent_data(tmp_path, capsys):
+    kw = {"device": "cpu", "data_root": tmp_path, "results_root": tmp_path, "budget": math.inf}
+    assert work.work_off(TODO, [0, 1], **kw) == 4
+    out = capsys.readouterr().out
+    assert f"cifar10 is not in {tmp_path}" in out and "epoch 2/2 · top-1" in out
+    assert sorted((r.row, r.seed, r.stacked) for r in records.read(tmp_path)[0]) == [
+        ("ViT/0.5M", 0, 2), ("ViT/0.5M", 1, 2), ("ViT/0.5M-LKCA", 0, 2), ("ViT/0.5M-LKCA", 1, 2),
+    ]  # fmt: skip
+    assert work.work_off(TODO, [0, 1], **kw) == 0
+
+
+def test_out_of_time_it_stops_and_goes_on_later(tmp_path):
+    kw = {"device": "cpu", "data_root": tmp_path, "results_root": tmp_path}
+    assert work.work_off(TODO[:1], [0], budget=1e-9, **kw) == 0
+    assert not list(tmp_path.glob("runs/*"))
+    calls = 1
+    while not work.work_off(TODO[:1], [0], budget=0.2, **kw):
+        calls += 1
+        assert calls < 20
+    assert len(list(tmp_path.glob("runs/*"))) == 1
+
+
+def test_it_lists_what_is_missing(tmp_path, capsys):
+    work.main(["--list", "--results-root", str(tmp_path), "--seeds", "0", "7"])
+    assert capsys.readouterr().out.splitlines()[0] == "tiny-imagenet released ViT seeds 0 7"
+
+
+@pytest.mark.parametrize("argument", [["--device", "tpu"], ["--protocol", "fast"], ["--results-root", "/proc/none"]])
+def test_a_wrong_argument_is_said_in_a_sentence(argument, capsys):
+    with pytest.raises(SystemExit):
+        work.main(argument)
+    assert "error: " in capsys.readouterr().err
+
+
+def test_it_needs_only_torch_torchvision_numpy_and_einops():
+    others = ["pandas", "matplotlib", "sklearn", "scipy", "IPython", "papermill", "nbformat", "tqdm.auto", "tqdm"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({others}))\nfrom lkca import work\nwork.main(['--list'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert data.ROOT.name and PROTOCOLS["released"].name in done.stdout
