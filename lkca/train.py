@@ -179,7 +179,7 @@ def fit(
         torch.manual_seed(int(_stream(seed, "init").integers(2**63)))
         models.append(zoo.build(row, image_size=ds.image_size, num_classes=ds.num_classes, drop_path=p.drop_path))
     stack = Stack(models, p, *data.stats(ds.name), device=device, precision=precision, execution=execution)
-    commit, clean = _git()
+    commit, clean = git_state()
     state = {"step": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "epoch_seconds": 0.0, "commit": commit,
              "clean": clean, "curves": [[] for _ in seeds], "per_class": []}  # fmt: skip
     name = targets[0].stem + "".join(f"+{seed}" for seed in seeds[1:])
@@ -387,7 +387,7 @@ def device_in_words(device: str) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def _git() -> tuple[str, bool]:
+def git_state() -> tuple[str, bool]:
     """The commit of this checkout, and whether the package in it is exactly that commit's."""
     here = Path(__file__).resolve().parent
 

@@ -1,0 +1,350 @@
+"""How fast the engine is, one change a row: ``python -m lkca.benchmark`` measures this machine, in under ten minutes.
+
+The measurements of a machine are kept as one file in ``results/speed/``, with versions, device and commit; the book
+shows the newest of each device. Images are noise of CIFAR-100's size: speed does not depend on what they show. Every
+figure is an end-to-end rate that includes augmentation.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+import lkca
+from lkca import augment, complexity, data, train, zoo
+from lkca.protocols import PROTOCOLS
+from lkca.records import RESULTS
+from lkca.stack import Stack
+
+ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
+RECIPE = PROTOCOLS["released"]
+RUN = 117_100 * 128  # images that a `released` run on CIFAR trains on; it is evaluated 100 times on 10,000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: how a row is trained."""
+
+    label: str
+    row: str = ROW
+    engine: bool = True  # False: the conventional pipeline
+    form: str = "auto"
+    precision: str = "fp32"
+    execution: str = "eager"
+    seeds: int = 1
+    batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A setting's measured rate. ``failed`` says why there is none."""
+
+    group: str
+    setting: Setting
+    images_per_second: float | None = None
+    peak_mib: float | None = None  # of device memory, on CUDA
+    failed: str | None = None
+
+
+def noise(n: int = 20_000) -> data.Dataset:
+    """Noise in the shape of CIFAR-100, uint8 (n, 3, 32, 32) for training and n / 10 for testing."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n + n // 10, 3, 32, 32), generator=g, dtype=torch.uint8)
+    labels = torch.randint(0, 100, (len(images),), generator=g)
+    return data.Dataset("cifar100", images[:n], labels[:n], images[n:], labels[n:], list(map(str, range(100))), "noise")
+
+
+def rate(step: Callable[[int], int], device: str, seconds: float) -> float:
+    """Images a second of ``step(i)``, which returns how many it took: after a warm-up, for about ``seconds``."""
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    step(0)
+    wait()
+    began, images, i = time.perf_counter(), 0, 1
+    while i < 2 or time.perf_counter() - began < seconds:
+        images += step(i)
+        i += 1
+        if i % 8 == 0:
+            wait()  # so that the clock sees the device, not the queue
+    wait()
+    return images / (time.perf_counter() - began)
+
+
+def _engine(s: Setting, ds: data.Dataset, device: str) -> tuple[Stack, Callable[[int], list[Tensor]]]:
+    """A stack, and its blocks by number."""
+    models = [zoo.build(s.row, **SIZES, form=s.form) for _ in range(s.seeds)]
+    stack = Stack(models, RECIPE, *data.stats(ds.name), device=device, precision=s.precision, execution=s.execution)
+    p, rng = dataclasses.replace(RECIPE, batch_size=s.batch_size), np.random.default_rng(0)
+    steps = train.BLOCK if device == "cuda" else 2  # a CPU's steps are long enough to time
+
+    def block(i: int) -> list[Tensor]:
+        orders = rng.integers(len(ds.train_labels), size=(s.seeds, steps * s.batch_size))
+        return train.block(ds, p, range(s.seeds), i, orders, num_draws=stack.num_draws, dtype=stack.dtype)
+
+    return stack, block
+
+
+def _conventional(s: Setting, ds: data.Dataset, device: str, workers: int) -> Callable[[int], int]:
+    """What a user would write: torchvision's transforms on PIL images, a DataLoader with workers, eager fp32."""
+    mean, std = data.stats(ds.name)
+    transform = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomCrop(32, padding=4),
+            v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+            v2.RandomErasing(0.25, (0.02, 0.4), (0.3, 1 / 0.3), value=list(mean)),
+        ]
+    )
+    pictures = [v2.functional.to_pil_image(x) for x in ds.train_images]
+    mixing = v2.RandomChoice([v2.MixUp(num_classes=100), v2.CutMix(num_classes=100)])
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(pictures)
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            return transform(pictures[i]), int(ds.train_labels[i])
+
+    loader = DataLoader(
+        Pictures(), s.batch_size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=device == "cuda",
+        persistent_workers=True,
+    )  # fmt: skip
+    model = zoo.build(s.row, **SIZES, form=s.form).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=RECIPE.weight_decay)
+
+    def batches() -> Iterator[list[Tensor]]:
+        while True:
+            yield from loader
+
+    source = batches()
+
+    def step(i: int) -> int:
+        images, labels = (t.to(device, non_blocking=True) for t in next(source))
+        if torch.rand(()) < 0.5:
+            images, labels = mixing(images, labels)
+        loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()  # the progress bar of the usual loop
+        return s.batch_size
+
+    return step
+
+
+def measure(group: str, s: Setting, ds: data.Dataset, device: str, seconds: float, workers: int) -> Rate:
+    """The rate of one setting; what goes wrong is part of the result, so that one failure hides no other figure."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        if s.engine:
+            stack, block = _engine(s, ds, device)
+
+            def step(i: int) -> int:
+                made = block(i)
+                stack.train(made, [1e-4] * made[0].shape[1])
+                return made[0].shape[:3].numel()
+        else:
+            step = _conventional(s, ds, device, workers)
+        found = rate(step, device, seconds)
+    except Exception as error:
+        return Rate(group, s, failed=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    return Rate(group, s, found, torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None)
+
+
+def settings(device: str) -> Iterator[tuple[str, Setting]]:
+    """What is measured on a device, group by group."""
+    yield "ladder", Setting("PIL, DataLoader, convolution form", engine=False, form="conv")
+    yield "ladder", Setting("matrix form", engine=False)
+    yield "ladder", Setting("batched augmentation on the device", engine=True)
+    best = {"precision": "fp32", "execution": "eager"}
+    if device == "cuda":
+        best = {"precision": "bf16", "execution": "captured"}
+        yield "ladder", Setting("tf32", precision="tf32")
+        yield "ladder", Setting("bf16", precision="bf16")
+        yield "ladder", Setting("CUDA graph", **best)
+        yield "ladder", Setting("torch.compile", precision="bf16", execution="compiled")
+    for seeds in (2, 4, 8, 16) if device == "cuda" else (2,):
+        yield "ladder", Setting(f"{seeds} seeds in a step", seeds=seeds, **best)
+    for row in ("ViT/0.5M", "ViT/0.5M-LKCA", "ViT", "ViT-LKCA", "ViT/8M", "ViT/8M-LKCA", "LKCA-L"):
+        yield "rows", Setting(row, row=row, **best)
+    for batch_size in (32, 128, 512):
+        yield "batch", Setting(f"batch {batch_size}", batch_size=batch_size, **best)
+
+
+def parts(ds: data.Dataset, device: str, seconds: float) -> dict[str, float]:
+    """Seconds of a step of 128 images, one seed, by what it does; each measured alone, uncaptured."""
+    s = Setting("", precision="bf16" if device == "cuda" else "fp32")
+    stack, block = _engine(s, ds, device)
+    batch = [t[:, 0] for t in block(0)]
+    images = s.batch_size
+
+    def losses() -> Tensor:
+        with stack._arithmetic():
+            return stack._losses(stack.params, stack.buffers, *batch)
+
+    def forward(i: int) -> int:
+        losses()
+        return images
+
+    def backward(i: int) -> int:
+        losses().sum().backward()
+        return images
+
+    def optimise(i: int) -> int:
+        stack._optimizer.step()
+        return images
+
+    def augmentation(i: int) -> int:
+        return block(i)[0].shape[:3].numel()
+
+    def evaluation(i: int) -> int:
+        stack.evaluate(ds.test_images, ds.test_labels)
+        return len(ds.test_labels)
+
+    took = {
+        f.__name__: images / rate(f, device, seconds) for f in (augmentation, forward, backward, optimise, evaluation)
+    }
+    took["backward"] -= took["forward"]
+    return took
+
+
+def augmentation_rates(ds: data.Dataset, device: str, seconds: float) -> dict[str, float]:
+    """Images a second through flip, crop and AutoAugment: torchvision's and ours on one core, ours on a GPU."""
+    pil = v2.Compose(
+        [v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)]
+    )
+    pictures = [v2.functional.to_pil_image(x) for x in ds.train_images[:512]]
+
+    def ours(images: Tensor, n: int) -> Callable[[int], int]:
+        def step(i: int) -> int:
+            kw = {"flip": 0.5, "crop_padding": 4}
+            draws = augment.draw(np.random.default_rng(i), n, **kw, policy=augment.POLICIES["cifar100"])
+            augment.augment(images[:n], draws, crop_padding=4)
+            return n
+
+        return step
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = {
+            "torchvision on PIL, one core": rate(lambda i: len([pil(x) for x in pictures]), "cpu", seconds),
+            "batched, one core": rate(ours(ds.train_images.cpu(), 1024), "cpu", seconds),
+        }
+    finally:
+        torch.set_num_threads(threads)
+    if device == "cuda":
+        found["batched, GPU"] = rate(ours(ds.train_images, 16_384), device, seconds)
+    return found
+
+
+def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
+    """Floating-point operations a second of a large square product: what this machine gives at best."""
+    n, dtype = (8192, torch.bfloat16) if precision == "bf16" else (2048, torch.float32)
+    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+    return 2 * n**3 * rate(lambda i: len([a @ b]), device, seconds)
+
+
+def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS) -> Path:
+    """Measure everything on ``device`` and write ``results/speed/<device>.json``, replacing an earlier one of it."""
+    ds = noise()
+    home = ds.to(device)
+    rates = []
+    for group, s in settings(device):
+        rates.append(measure(group, s, home if s.engine else ds, device, seconds, workers))
+        r = rates[-1]
+        print(f"{group:8} {s.label:40} {r.failed or f'{r.images_per_second:.0f} img/s'}", flush=True)
+    kind = "bf16" if device == "cuda" else "fp32"
+    commit, clean = train.git_state()
+    found = {
+        "device": train.device_in_words(device),
+        "rates": [dataclasses.asdict(r) for r in rates],
+        "parts": parts(home, device, seconds),
+        "augmentation": augmentation_rates(home, device, seconds),
+        "matmul_precision": kind,
+        "matmul_flops": matmul_flops(device, kind),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "torchvision": torchvision.__version__, "lkca": lkca.__version__},
+        "workers": workers,
+        "git_commit": commit,
+        "git_clean": clean,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    file = Path(results_root) / "speed" / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['device']).strip('-').lower()}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
+
+
+def read(results_root: Path = RESULTS) -> list[dict]:
+    """All measured machines, by name of device."""
+    return [json.loads(f.read_text(encoding="utf-8")) for f in sorted((Path(results_root) / "speed").glob("*.json"))]
+
+
+def table(machine: dict, group: str) -> pd.DataFrame:
+    """A group of a machine's rates as text: with ratios, the share of its own matmul rate, and a whole run's time."""
+    lines, first, before = [], None, None
+    evaluate = machine["parts"]["evaluation"] / 128 * 100 * 10_000  # seconds of a run's 100 evaluations
+    for r in machine["rates"]:
+        if r["group"] != group:
+            continue
+        s, speed = Setting(**r["setting"]), r["images_per_second"]
+        if speed is None:
+            lines.append({"": s.label, "images/s": r["failed"]})
+            continue
+        first, before = first or speed, before or speed
+        macs = complexity.count(s.row, **SIZES).macs
+        lines.append(
+            {
+                "": s.label,
+                "images/s": f"{speed:,.0f}",
+                "× the row above": f"{speed / before:.2f}",
+                "× the first": f"{speed / first:.1f}",
+                f"of {machine['matmul_precision']} matmul": f"{100 * 6 * macs * speed / machine['matmul_flops']:.1f} %",
+                "hours a `released` run": f"{(RUN / speed + evaluate) / 3600:,.2f}",
+                "peak MiB": "–" if r["peak_mib"] is None else f"{r['peak_mib']:,.0f}",
+            }
+        )
+        before = speed
+    return pd.DataFrame(lines).fillna("")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lkca.benchmark", description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--seconds", type=float, default=8, help="a figure")
+    parser.add_argument("--workers", type=int, default=4, help="of the conventional DataLoader, as released")
+    parser.add_argument("--results-root", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    try:
+        train.checked_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    print(run(args.device, args.seconds, args.workers, args.results_root))
+
+
+if __name__ == "__main__":
+    main()
