@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 import lkca
 from lkca import augment, complexity, data, train, zoo
 from lkca.protocols import PROTOCOLS
-from lkca.records import RESULTS
+from lkca.records import RESULTS, Record
 from lkca.stack import Stack
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
@@ -128,7 +128,7 @@ def _conventional(s: Setting, ds: data.Dataset, device: str, workers: int) -> Ca
 
     loader = DataLoader(
         Pictures(), s.batch_size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=device == "cuda",
-        persistent_workers=True,
+        persistent_workers=workers > 0,
     )  # fmt: skip
     model = zoo.build(s.row, **SIZES, form=s.form).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=RECIPE.weight_decay)
@@ -269,6 +269,7 @@ def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
 
 def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS) -> Path:
     """Measure everything on ``device`` and write ``results/speed/<device>.json``, replacing an earlier one of it."""
+    commit, clean = train.git_state()
     ds = noise()
     home = ds.to(device)
     rates = []
@@ -277,7 +278,6 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS)
         r = rates[-1]
         print(f"{group:8} {s.label:40} {r.failed or f'{r.images_per_second:.0f} img/s'}", flush=True)
     kind = "bf16" if device == "cuda" else "fp32"
-    commit, clean = train.git_state()
     found = {
         "device": train.device_in_words(device),
         "rates": [dataclasses.asdict(r) for r in rates],
@@ -329,6 +329,60 @@ def table(machine: dict, group: str) -> pd.DataFrame:
         )
         before = speed
     return pd.DataFrame(lines).fillna("")
+
+
+def provenance(machines: Sequence[dict]) -> pd.DataFrame:
+    """Which machines were measured, when, with what and at which commit."""
+    return pd.DataFrame(
+        {
+            "device": m["device"],
+            "measured": m["finished"][:10],
+            "PyTorch": m["versions"]["torch"],
+            "matrix product": f"{m['matmul_flops'] / 1e12:.2f} TFLOP/s, {m['matmul_precision']}",
+            "commit": m["git_commit"][:7] + ("" if m["git_clean"] else ", changed"),
+        }
+        for m in machines
+    )
+
+
+def parts_table(machine: dict) -> pd.DataFrame:
+    """Where a step's time goes, as text."""
+    step = sum(seconds for part, seconds in machine["parts"].items() if part != "evaluation")
+    return pd.DataFrame(
+        {
+            "part": part,
+            "ms": f"{1000 * seconds:.1f}",
+            "of a step": "" if part == "evaluation" else f"{100 * seconds / step:.1f} %",
+        }
+        for part, seconds in machine["parts"].items()
+    )
+
+
+def augmentation_table(machine: dict) -> pd.DataFrame:
+    """Augmentation's rates as text, with the ratio to the first."""
+    first = next(iter(machine["augmentation"].values()))
+    return pd.DataFrame(
+        {"": name, "images/s": f"{speed:,.0f}", "× the first": f"{speed / first:.1f}"}
+        for name, speed in machine["augmentation"].items()
+    )
+
+
+def by_version(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.DataFrame:
+    """Accuracy of each row by the package version that trained it, as text: mean, standard deviation, seeds."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for r in ledger:
+        if (r.dataset, r.protocol) == (dataset, protocol):
+            groups.setdefault((r.row, r.versions["lkca"]), []).append(r)
+    return pd.DataFrame(
+        {
+            "row": row,
+            "engine": version,
+            "top-1, %": f"{np.mean([r.top1 for r in runs]):.2f}",
+            "s.d.": f"{np.std([r.top1 for r in runs], ddof=1):.2f}" if len(runs) > 1 else "",
+            "seeds": ", ".join(str(r.seed) for r in runs),
+        }
+        for (row, version), runs in sorted(groups.items())
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

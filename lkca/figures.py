@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
@@ -26,6 +26,11 @@ def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
     body = body.replace(f"<td>{tables.NOT_RUN}</td>", f'<td class="not-run">{tables.NOT_RUN}</td>')
     below = "".join(f'<p class="lkca-note">{html.escape(note)}</p>' for note in notes)
     return HTML(f'<div class="lkca-scroll">{body}</div>{below}')
+
+
+def stacked_tables(machines: Sequence[dict], table: Callable[[dict], pd.DataFrame]) -> HTML:
+    """The same table for each measured machine, under its name."""
+    return HTML("".join(f"<h4>{html.escape(m['device'])}</h4>{table_html(table(m)).data}" for m in machines))
 
 
 def trained(job: Job, found: Sequence[Record]) -> HTML:

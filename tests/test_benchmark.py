@@ -1,0 +1,58 @@
+"""The benchmark: that it measures, keeps a failure from hiding the rest, and is shown as it was measured. No times."""
+
+import json
+
+import pytest
+
+from lkca import benchmark, records
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return benchmark.noise(1280)
+
+
+@pytest.mark.parametrize("kw", [{"seeds": 2}, {"engine": False, "form": "conv"}], ids=["engine", "conventional"])
+def test_a_rate_is_measured(ds, kw):
+    setting = benchmark.Setting("x", row="ViT/0.5M-LKCA", batch_size=8, **kw)
+    rate = benchmark.measure("ladder", setting, ds, "cpu", 0.0, workers=0)
+    assert rate.failed is None and rate.images_per_second > 0
+
+
+def test_a_failure_is_told_and_hides_nothing(ds):
+    rate = benchmark.measure("ladder", benchmark.Setting("x", row="ViT/9M"), ds, "cpu", 0.0, workers=0)
+    assert rate.images_per_second is None and "ViT/9M" in rate.failed
+
+
+def test_a_gpu_gets_every_step_of_the_ladder():
+    labels = [s.label for group, s in benchmark.settings("cuda") if group == "ladder"]
+    assert len(labels) == len(set(labels)) == 11 and labels[-1] == "16 seeds in a step"
+
+
+def test_stored_machines_are_whole_and_tables_say_what_they_hold():
+    for machine in benchmark.read():
+        frame = benchmark.table(machine, "ladder")
+        rates = [r["images_per_second"] for r in machine["rates"] if r["group"] == "ladder"]
+        assert [row.replace(",", "") for row in frame["images/s"]] == [f"{rate:.0f}" for rate in rates]
+        assert machine["git_commit"] and machine["device"]
+        assert sum(s for s in machine["parts"].values()) > 0
+
+
+def test_failed_and_ratio_columns(tmp_path):
+    def rate(label, speed, failed=None):
+        setting = vars(benchmark.Setting(label))
+        return {"group": "ladder", "setting": setting, "images_per_second": speed, "peak_mib": None, "failed": failed}
+
+    machine = {"rates": [rate("a", 10.0), rate("b", None, "OutOfMemoryError: x"), rate("c", 40.0)],
+               "parts": {"evaluation": 1.28}, "matmul_flops": 1e12, "matmul_precision": "fp32"}  # fmt: skip
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "x.json").write_text(json.dumps(machine))
+    frame = benchmark.table(benchmark.read(tmp_path)[0], "ladder")
+    assert list(frame["× the first"]) == ["1.0", "", "4.0"] and frame["images/s"][1] == "OutOfMemoryError: x"
+    hours = (benchmark.RUN / 10 + 100 * 10_000 / 100) / 3600
+    assert frame["hours a `released` run"][0] == f"{hours:,.2f}"
+
+
+def test_engines_are_told_apart_by_version():
+    frame = benchmark.by_version(records.read()[0], "cifar100", "sketch")
+    assert frame[frame.engine == "0.1.0"].seeds.tolist() == ["0, 1, 2", "0, 1, 2"]
