@@ -50,9 +50,16 @@ def test_failed_and_ratio_columns(tmp_path):
     frame = benchmark.table(benchmark.read(tmp_path)[0], "ladder")
     assert list(frame["× the first"]) == ["1.0", "", "4.0"] and frame["images/s"][1] == "OutOfMemoryError: x"
     hours = (benchmark.RUN / 10 + 100 * 10_000 / 100) / 3600
-    assert frame["hours a `released` run"][0] == f"{hours:,.2f}"
+    assert frame["hours a released run"][0] == f"{hours:,.2f}"
 
 
 def test_engines_are_told_apart_by_version():
     frame = benchmark.by_version(records.read()[0], "cifar100", "sketch")
     assert frame[frame.engine == "0.1.0"].seeds.tolist() == ["0, 1, 2", "0, 1, 2"]
+
+
+def test_a_wanted_device_is_named_until_it_is_measured():
+    assert benchmark.provenance([]).to_dict("records") == [{"device": "NVIDIA H200", "measured": "not measured"}]
+    (machine, *_) = benchmark.read()
+    measured = benchmark.provenance([machine | {"device": "NVIDIA H200"}])
+    assert list(measured["device"]) == ["NVIDIA H200"] and "not measured" not in set(measured["measured"])
