@@ -50,9 +50,8 @@ def _rows_columns(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nearest(images_BCHW: Tensor, matrix: tuple) -> Tensor:
     """Affine warp, output to input pixel centres, nearest pixel; in Pillow's 16-bit fixed point."""
-    a, b, c, d, e, f = (
-        torch.as_tensor(v, dtype=torch.float64, device=images_BCHW.device).view(-1, 1, 1) for v in matrix
-    )
+    one = torch.ones((1, 1, 1), dtype=torch.float64, device=images_BCHW.device)
+    a, b, c, d, e, f = (one * (v.view(-1, 1, 1) if isinstance(v, Tensor) else v) for v in matrix)
     (y, x), (h, w) = _rows_columns(images_BCHW), images_BCHW.shape[2:]
 
     def fixed(v: Tensor) -> Tensor:
