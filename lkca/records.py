@@ -1,9 +1,12 @@
 """Run records: write once, read all, check.
 
 A *record* is the one JSON file a finished run leaves in ``results/runs/``. It is written aside and linked into place,
-so it is whole or absent, and it is never edited or overwritten. The *ledger* is all records together.
+so it is whole or absent, and it is never edited or overwritten. The *ledger* is all records together. Of some runs the
+trained weights are kept beside it, in ``results/weights/`` under the record's name, as safetensors in half precision.
 """
 
+import base64
+import binascii
 import dataclasses
 import json
 import math
@@ -13,6 +16,11 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+from torch import Tensor
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"  # the ledger of this checkout
 SCHEMA = 1
@@ -72,6 +80,7 @@ class Record:
     git_clean: bool
     finished: str  # UTC, ISO 8601
     stacked: int = 1  # seeds that were trained in the same step
+    correct: str = ""  # which test images the last epoch got right, see `pack`; "" in records that do not know
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -95,9 +104,29 @@ class Record:
                 raise RecordError(f"{name} is {getattr(self, name)} but the curve says {told}")
         if len(self.per_class_top1) != self.num_classes:
             raise RecordError(f"per_class_top1 has {len(self.per_class_top1)} entries for {self.num_classes} classes")
+        if self.correct:
+            top1 = 100 * self.right.mean()
+            if abs(top1 - self.top1) > 1e-9:
+                raise RecordError(f"top1 is {self.top1} but correct says {top1}")
         for value in (self.top1, self.top1_best, *self.per_class_top1):
             if not 0 <= value <= 100:
                 raise RecordError(f"an accuracy of {value} is not a percentage")
+
+    @property
+    def right(self) -> np.ndarray:
+        """Which test images were right in the last epoch, bool (num_test,); raises RecordError if not recorded."""
+        try:
+            packed = np.frombuffer(base64.b64decode(self.correct, validate=True), np.uint8)
+        except binascii.Error as error:
+            raise RecordError(f"correct is not base64: {error}") from None
+        if len(packed) != -(-self.num_test // 8):
+            raise RecordError(f"correct holds {len(packed)} bytes for {self.num_test} test images")
+        return np.unpackbits(packed, count=self.num_test).astype(bool)
+
+
+def pack(right: np.ndarray) -> str:
+    """Which test images were right, bool (num_test,), as ``Record.correct``: one bit an image, in base64."""
+    return base64.b64encode(np.packbits(right)).decode()
 
 
 def _check_types(obj: typing.Any) -> None:
@@ -131,6 +160,32 @@ def path_of(record: Record, results_root: Path) -> Path:
     """Where ``record`` belongs under ``results_root``."""
     r = record
     return path(results_root, r.row, r.dataset, r.protocol, r.protocol_hash, r.seed)
+
+
+def weights_path(record: Record, results_root: Path = RESULTS) -> Path:
+    """Where the trained weights of ``record`` belong, if they are kept."""
+    return Path(results_root) / "weights" / path_of(record, "").with_suffix(".safetensors").name
+
+
+def write_weights(record: Record, weights: dict[str, Tensor], results_root: Path = RESULTS) -> Path:
+    """Keep the weights of a run, rounded to half precision; returns their path."""
+    target = weights_path(record, results_root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_suffix(".aside")
+    safetensors.torch.save_file({name: w.half().cpu().contiguous() for name, w in weights.items()}, aside)
+    os.replace(aside, target)
+    return target
+
+
+def read_weights(record: Record, results_root: Path = RESULTS) -> dict[str, Tensor]:
+    """The weights of a run by name, float32; raises RecordError if they were not kept or are damaged."""
+    file = weights_path(record, results_root)
+    try:
+        return {name: w.float() for name, w in safetensors.torch.load_file(file).items()}
+    except FileNotFoundError:
+        raise RecordError(f"{file} does not exist: the weights of this run were not kept") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RecordError(f"{file} is damaged ({error})") from None
 
 
 def write(record: Record, results_root: Path = RESULTS) -> Path:

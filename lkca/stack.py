@@ -167,6 +167,10 @@ class Stack:
             right.append(out.argmax(-1) == y)
         return loss / len(labels), torch.cat(right, dim=1)
 
+    def weights(self, i: int) -> dict[str, Tensor]:
+        """Parameters and buffers of the i-th seed by name: a state dict of its model."""
+        return {name: w[i].detach() for name, w in (self.params | self.buffers).items()}
+
     def state_dict(self) -> dict:
         """All that a stack needs to go on: weights, moments, and what was added up since the last evaluation."""
         return {

@@ -126,6 +126,7 @@ def fit(
     precision: str = "auto",
     execution: str = "auto",
     results_root: Path = RESULTS,
+    keep_weights: bool = False,
     checkpoint_every: int = 100,
     time_budget: float = math.inf,
     progress: str | None = "bar",
@@ -138,10 +139,11 @@ def fit(
         protocol: one of `lkca.protocols.PROTOCOLS`, or another.
         seeds: one run each.
         device: "cpu" or "cuda".
-        precision: "fp32", "tf32", "bf16" (autocast, weights and their moments in fp32), "fp64", or "auto": "bf16" on
-            CUDA, else "fp32".
+        precision: "fp32", "tf32", "bf16" (autocast, weights and their moments in fp32), "fp64", or "auto", see
+            `fastest_precision`.
         execution: "eager", "captured" or "compiled", see `lkca.stack.Stack`; "auto" captures on CUDA.
         results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the runs are done.
+        keep_weights: also write the trained weights to ``weights/``, see `lkca.records.write_weights`.
         checkpoint_every: steps between checkpoints, to the next block; one is also written after every epoch.
         time_budget: seconds from now after which to stop, at a checkpoint.
         progress: "bar" with loss, rate and time left, "lines" (one an epoch), or None.
@@ -162,7 +164,7 @@ def fit(
         if target.exists():
             raise FileExistsError(f"{target} exists: a record is never overwritten")
     checked_device(device)
-    precision = {"cuda": "bf16", "cpu": "fp32"}[device] if precision == "auto" else precision
+    precision = fastest_precision(device) if precision == "auto" else precision
     execution = {"cuda": "captured", "cpu": "eager"}[device] if execution == "auto" else execution
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is not one of 'auto', {', '.join(map(repr, PRECISIONS))}")
@@ -181,7 +183,7 @@ def fit(
     stack = Stack(models, p, *data.stats(ds.name), device=device, precision=precision, execution=execution)
     commit, clean = git_state()
     state = {"step": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "epoch_seconds": 0.0, "commit": commit,
-             "clean": clean, "curves": [[] for _ in seeds], "per_class": []}  # fmt: skip
+             "clean": clean, "curves": [[] for _ in seeds], "per_class": [], "correct": []}  # fmt: skip
     name = targets[0].stem + "".join(f"+{seed}" for seed in seeds[1:])
     checkpoint = Path(results_root) / "checkpoints" / f"{name}.pt"
     if checkpoint.exists():
@@ -235,6 +237,7 @@ def fit(
             state["per_class"] = [
                 [100 * r[labels == c].double().mean().item() for c in range(ds.num_classes)] for r in right
             ]
+            state["correct"] = [records.pack(r.numpy()) for r in right]
             for curve, r, train, test in zip(state["curves"], right, train_loss, test_loss, strict=True):
                 curve.append(
                     dataclasses.asdict(
@@ -254,7 +257,9 @@ def fit(
                 return None
 
     found = []
-    for seed, curve, per_class in zip(seeds, state["curves"], state["per_class"], strict=True):
+    for seed, curve, per_class, correct in zip(
+        seeds, state["curves"], state["per_class"], state["correct"], strict=True
+    ):
         curve = [Epoch(**point) for point in curve]
         best = max(curve, key=lambda e: e.top1)
         record = Record(
@@ -294,9 +299,12 @@ def fit(
             git_clean=state["clean"],
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             stacked=len(seeds),
+            correct=correct,
         )
         found.append(record)
-    for record in found:
+    for i, record in enumerate(found):
+        if keep_weights:
+            records.write_weights(record, stack.weights(i), results_root)
         records.write(record, results_root)
     checkpoint.unlink(missing_ok=True)
     return found
@@ -371,6 +379,12 @@ def checked_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda' needs an NVIDIA GPU that PyTorch can see, and there is none: use device='cpu'")
     return device
+
+
+def fastest_precision(device: str) -> str:
+    """ "bf16" on CUDA and on CPUs that multiply it in hardware (there about twice as fast), else "fp32"."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if device == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
 
 
 def device_in_words(device: str) -> str:

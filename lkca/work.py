@@ -51,6 +51,7 @@ def work_off(
     data_root: Path,
     results_root: Path,
     budget: float,
+    keep_weights: bool = False,
     checkpoint_every: int = 1000,
 ) -> int:
     """Train the missing runs of each cell, its seeds together in one step, until all are done or the budget is spent.
@@ -62,6 +63,7 @@ def work_off(
         data_root: folder of the data sets.
         results_root: folder of the ledger.
         budget: seconds.
+        keep_weights: also keep the trained weights, see `train.fit`.
         checkpoint_every: steps between checkpoints within an epoch.
 
     Returns:
@@ -82,7 +84,7 @@ def work_off(
         loaded[name] = loaded.get(name) or data.load(name, data_root)
         found = train.fit(
             row, loaded[name], p, wanted, device=device, results_root=results_root, checkpoint_every=checkpoint_every,
-            time_budget=left, progress="lines",
+            time_budget=left, progress="lines", keep_weights=keep_weights,
         )  # fmt: skip
         if found is None:
             break
@@ -98,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=list(PROTOCOLS), help="instead of released and paper")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every cell, trained together")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to work")
+    parser.add_argument("--keep-weights", action="store_true", help="in half precision, in results/weights/")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--list", action="store_true", help="show what is missing, in order, and stop")
     args = parser.parse_args(arguments)
@@ -113,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     roots = {"data_root": args.data_root, "results_root": args.results_root}
-    finished = work_off(todo, args.seeds, device=device, budget=args.budget, **roots)
+    options = {"device": device, "budget": args.budget, "keep_weights": args.keep_weights}
+    finished = work_off(todo, args.seeds, **options, **roots)
     print(f"{finished} runs finished; `--list` shows what is missing", flush=True)
 
 

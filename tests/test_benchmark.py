@@ -26,7 +26,7 @@ def test_a_failure_is_told_and_hides_nothing(ds):
 
 def test_a_gpu_gets_every_step_of_the_ladder():
     labels = [s.label for group, s in benchmark.settings("cuda") if group == "ladder"]
-    assert len(labels) == len(set(labels)) == 11 and labels[-1] == "16 seeds in a step"
+    assert len(labels) == len(set(labels)) == 8 and labels[-1] == "CUDA graph, 8 seeds in a step"
 
 
 def test_stored_machines_are_whole_and_tables_say_what_they_hold():
@@ -53,9 +53,9 @@ def test_failed_and_ratio_columns(tmp_path):
     assert frame["hours a released run"][0] == f"{hours:,.2f}"
 
 
-def test_engines_are_told_apart_by_version():
+def test_engines_are_told_apart_by_version_and_precision():
     frame = benchmark.by_version(records.read()[0], "cifar100", "sketch")
-    assert frame[frame.engine == "0.1.0"].seeds.tolist() == ["0, 1, 2", "0, 1, 2"]
+    assert frame[frame.engine == "0.1.0, fp32"].seeds.tolist() == ["0, 1, 2", "0, 1, 2"]
 
 
 def test_a_wanted_device_is_named_until_it_is_measured():

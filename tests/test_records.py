@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,18 @@ def damage_range(d):
     d["per_class_top1"][0] = 101.0
 
 
+def damage_answers(d):
+    d["correct"] = records.pack(np.ones(d["num_test"], bool))
+
+
+def damage_answers_length(d):
+    d["correct"] = records.pack(np.ones(8, bool))
+
+
+def damage_answers_text(d):
+    d["correct"] = "~"
+
+
 def damage_schema(d):
     d["schema"] = 99
 
@@ -79,6 +92,9 @@ def damage_place(d):
         (damage_extra, "remark"),
         (damage_classes, "per_class_top1 has 99 entries for 100 classes"),
         (damage_range, "101.0 is not a percentage"),
+        (damage_answers, "but correct says 100.0"),
+        (damage_answers_length, "correct holds 1 bytes for"),
+        (damage_answers_text, "correct is not base64"),
         (damage_schema, "schema is 99"),
         (damage_place, "belongs in"),
         (None, ""),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lkca import data, records, train
+from lkca import data, records, train, zoo
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
@@ -118,6 +118,24 @@ def test_training_learns(digits, tmp_path):
         assert record.curve[-1].train_loss < 1.3 < 2 < record.curve[0].train_loss
 
 
+def test_kept_weights_and_recorded_answers_tell_the_same_story(digits, tmp_path):
+    (record,) = fit(digits, tmp_path, keep_weights=True)
+    model = zoo.build(record.row, image_size=8, num_classes=10)
+    model.load_state_dict(records.read_weights(record, tmp_path))
+    mean, std = (torch.tensor(v)[:, None, None] for v in data.stats("digits"))
+    with torch.no_grad():
+        answers = model.eval()((digits.test_images / 255 - mean) / std).argmax(-1)
+    right = (answers == digits.test_labels).numpy()
+    assert (right == record.right).mean() > 0.98  # weights are kept in half precision
+    assert record.right.mean() == pytest.approx(record.top1 / 100)
+    records.weights_path(record, tmp_path).write_bytes(b"x")
+    with pytest.raises(records.RecordError, match="is damaged"):
+        records.read_weights(record, tmp_path)
+    records.weights_path(record, tmp_path).unlink()
+    with pytest.raises(records.RecordError, match="weights of this run were not kept"):
+        records.read_weights(record, tmp_path)
+
+
 CHILD = """
 import sys, torch
 from pathlib import Path
@@ -217,6 +235,13 @@ def test_wrong_settings_fail_before_training(digits, tmp_path, monkeypatch, kw, 
 def test_cuda_without_a_gpu_says_so():
     with pytest.raises(ValueError, match="use device='cpu'"):
         train.checked_device("cuda")
+
+
+@pytest.mark.parametrize("has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")])
+def test_the_cpu_trains_in_bf16_where_it_multiplies_it(digits, tmp_path, monkeypatch, has, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    (record,) = fit(digits, tmp_path)
+    assert record.precision == precision
 
 
 def test_a_time_budget_stops_at_a_checkpoint_and_the_next_call_goes_on(digits, tmp_path):
