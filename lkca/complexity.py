@@ -37,7 +37,7 @@ def count(name: str, *, image_size: int, num_classes: int) -> Complexity:
 
     mlp_params = 2 * d + (d * hidden + hidden) + (hidden * d + d)
     attention_params = 2 * d + 3 * d * d + (d * d + d)
-    lkca_params = 2 * d + d * d + taps + (d * d + d)
+    lkca_params = 2 * d + d * d + r.kernels * taps + (d * d + d)
     block_params = mlp_params + attention * attention_params + lkca * lkca_params
     params = (c * d + d) + (tokens + class_token) * d + r.depth * block_params + 2 * d + (d * k + k)
 
@@ -50,7 +50,7 @@ def count(name: str, *, image_size: int, num_classes: int) -> Complexity:
     scores_and_values = attention * 2 * tokens**2 * d
     return Complexity(
         params=params,
-        params_paper=params + (0 if class_token else d),
+        params_paper=params + (d if lkca and not attention else 0),
         macs_paper=macs_paper,
         macs=macs_paper + r.depth * (scores_and_values + lkca * patches**2 * d),
         macs_all_taps=macs_paper + r.depth * (scores_and_values + lkca * taps * patches * d),

@@ -14,12 +14,17 @@ sliding to the top left for the last. (Section 3.2.1 says "top-right"; only top-
   a channel, about four times as many, because most taps fall on the padding.
 - ``fft``: the same convolution as a product of spectra of period (2h, 2w): O(hw log hw) a channel.
 
-Shape suffixes: B images, N = hw tokens, D channels, H x W the grid.
+The paper's kernel is one for all channels. As controls there may be G of them, each for D / G neighbouring channels:
+one a head, or one a channel (a depthwise convolution).
+
+Shape suffixes: B images, N = hw tokens, D channels, G kernels, H x W the grid.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
 FORMS = ("matrix", "conv", "fft")
@@ -29,31 +34,39 @@ def attention_matrix(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
     """The hw x hw score matrix that slides ``kernel`` over an h x w grid (section 3.2.1).
 
     ``kernel`` is (2h-1, 2w-1); the result is doubly block Toeplitz with ``A[p, q] = kernel[q - p + (h-1, w-1)]``.
+    Of kernels (G, 2h-1, 2w-1) the matrices are (G, hw, hw).
     """
     h, w = grid
-    windows = kernel.unfold(0, h, 1).unfold(1, w, 1)  # [a, b] is the h x w window with corner (a, b): a view, no copy
-    return windows.flip(0, 1).reshape(h * w, h * w)  # the first token takes the bottom-right window
+    windows = kernel.unfold(-2, h, 1).unfold(-2, w, 1)  # [a, b] is the h x w window with corner (a, b): a view, no copy
+    return windows.flip(-4, -3).reshape(*kernel.shape[:-2], h * w, h * w)  # the first token's is the bottom right
 
 
 def _matrix(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int]) -> Tensor:
-    return attention_matrix(kernel, grid).to(v_BND.dtype) @ v_BND
+    scores = attention_matrix(kernel, grid).to(v_BND.dtype)
+    if kernel.ndim == 2:
+        return scores @ v_BND
+    v = rearrange(v_BND, "b n (g d) -> b n g d", g=len(kernel))
+    return rearrange(einsum(scores, v, "g p q, b q g d -> b p g d"), "b n g d -> b n (g d)")
 
 
 def _conv(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int]) -> Tensor:
     h, w = grid
-    v = rearrange(v_BND, "b (h w) d -> (b d) 1 h w", h=h)
-    out = F.conv2d(v, kernel[None, None].to(v.dtype), padding=(h - 1, w - 1))
-    return rearrange(out, "(b d) 1 h w -> b (h w) d", b=len(v_BND))
+    kernel_G1HW = kernel.reshape(-1, 1, *kernel.shape[-2:]).to(v_BND.dtype)
+    groups = len(kernel_G1HW)
+    v = rearrange(v_BND, "b (h w) (g d) -> (b d) g h w", h=h, g=groups)
+    out = F.conv2d(v, kernel_G1HW, padding=(h - 1, w - 1), groups=groups)
+    return rearrange(out, "(b d) g h w -> b (h w) (g d)", b=len(v_BND))
 
 
 def _fft(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int]) -> Tensor:
     h, w = grid
     period = (2 * h, 2 * w)  # 2h-1 would do, but is prime too often
     dtype = torch.promote_types(v_BND.dtype, torch.float32)  # no half-precision transforms
-    v = rearrange(v_BND, "b (h w) d -> b d h w", h=h).to(dtype)
-    spectrum = torch.fft.rfft2(v, s=period) * torch.fft.rfft2(kernel.flip(0, 1).to(dtype), s=period)
+    kernel_GHW = kernel.reshape(-1, *kernel.shape[-2:]).to(dtype)
+    v = rearrange(v_BND, "b (h w) (g d) -> b d g h w", h=h, g=len(kernel_GHW)).to(dtype)
+    spectrum = torch.fft.rfft2(v, s=period) * torch.fft.rfft2(kernel_GHW.flip(-2, -1), s=period)
     out = torch.fft.irfft2(spectrum, s=period)[..., h - 1 : 2 * h - 1, w - 1 : 2 * w - 1]
-    return rearrange(out, "b d h w -> b (h w) d").to(v_BND.dtype)
+    return rearrange(out, "b d g h w -> b (h w) (g d)").to(v_BND.dtype)
 
 
 _FORMS = dict(zip(FORMS, (_matrix, _conv, _fft), strict=True))
@@ -74,7 +87,7 @@ def lkca(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int], form: str = "auto
 
     Args:
         v_BND: values, (B, h*w, D).
-        kernel: (2h-1, 2w-1), one for all images and channels.
+        kernel: (2h-1, 2w-1), one for all images and channels; or (G, 2h-1, 2w-1), one for each D / G channels.
         grid: (h, w).
         form: "matrix", "conv", "fft", or "auto" for the fastest (see `fastest_form`). All agree to rounding.
 
@@ -87,37 +100,69 @@ def lkca(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int], form: str = "auto
     h, w = grid
     if form not in (*FORMS, "auto"):
         raise ValueError(f"form={form!r} is not one of 'auto', {', '.join(map(repr, FORMS))}")
-    if tuple(kernel.shape) != (2 * h - 1, 2 * w - 1):
+    if kernel.ndim not in (2, 3) or tuple(kernel.shape[-2:]) != (2 * h - 1, 2 * w - 1):
         raise ValueError(f"a {h} x {w} grid needs a {2 * h - 1} x {2 * w - 1} kernel, got {tuple(kernel.shape)}")
     if v_BND.ndim != 3 or v_BND.shape[1] != h * w:
         raise ValueError(f"a {h} x {w} grid needs values of shape (B, {h * w}, D), got {tuple(v_BND.shape)}")
+    if kernel.ndim == 3:
+        _check_kernels(v_BND.shape[2], len(kernel))
     return _FORMS[fastest_form(grid) if form == "auto" else form](v_BND, kernel, grid)
+
+
+def _check_kernels(dim: int, kernels: int) -> None:
+    if kernels < 1 or dim % kernels:
+        raise ValueError(f"{dim} channels do not divide among {kernels} kernels")
 
 
 class LKCA(nn.Module):
     """Large Kernel Convolutional Attention as a layer: V projection, operator, output projection (section 3.2).
 
     There are no queries, keys, heads or softmax. Parameters: ``v.weight`` (D, D) without bias, ``kernel``
-    (2h-1, 2w-1), zero at first as in the authors' code, so that the layer starts out as its output bias, and ``proj``
-    (D, D) with bias. They are the same, by name and shape, whatever the form.
+    (2h-1, 2w-1), and ``proj`` (D, D) with bias. They are the same, by name and shape, whatever the form.
 
     Args:
         dim: channels D.
         grid: (h, w), or one number for a square grid.
+        kernels: how many; with more than the paper's one, ``kernel`` is (kernels, 2h-1, 2w-1).
+        kernel_init: "zeros" as in the authors' code, so that the layer starts out as its output bias; or "random", as
+            PyTorch starts a convolution: uniform within 1 / sqrt(taps).
         form: see `lkca`; it may be changed at any time by assigning to ``layer.form``.
 
-    Shapes: (B, h*w, D) -> (B, h*w, D). Raises ValueError on an unknown form, and on tokens that do not fill the grid.
+    Shapes: (B, h*w, D) -> (B, h*w, D). Raises ValueError on an unknown form or initialisation, a number of kernels that
+    does not divide the channels, and on tokens that do not fill the grid.
     """
 
-    def __init__(self, dim: int, grid: int | tuple[int, int], *, form: str = "auto"):
+    def __init__(
+        self,
+        dim: int,
+        grid: int | tuple[int, int],
+        *,
+        kernels: int = 1,
+        kernel_init: str = "zeros",
+        form: str = "auto",
+    ):
         super().__init__()
         if form not in (*FORMS, "auto"):
             raise ValueError(f"form={form!r} is not one of 'auto', {', '.join(map(repr, FORMS))}")
+        if kernel_init not in ("zeros", "random"):
+            raise ValueError(f"kernel_init={kernel_init!r} is not one of 'zeros', 'random'")
+        _check_kernels(dim, kernels)
         self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
         self.form = form
+        self.kernel_init = kernel_init
         self.v = nn.Linear(dim, dim, bias=False)
-        self.kernel = nn.Parameter(torch.zeros(2 * self.grid[0] - 1, 2 * self.grid[1] - 1))
+        size = (2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
+        self.kernel = nn.Parameter(torch.empty(size if kernels == 1 else (kernels, *size)))
         self.proj = nn.Linear(dim, dim)
+        self.reset_kernel()
+
+    def reset_kernel(self) -> None:
+        """Initialise the kernels as ``kernel_init`` says."""
+        if self.kernel_init == "zeros":
+            nn.init.zeros_(self.kernel)
+        else:
+            bound = math.prod(self.kernel.shape[-2:]) ** -0.5
+            nn.init.uniform_(self.kernel, -bound, bound)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Mix the tokens of x, (B, h*w, D)."""

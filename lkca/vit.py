@@ -83,6 +83,8 @@ class ViT(nn.Module):
         pooling: "class" or "mean"; LKCA needs a full grid of tokens and so "mean".
         drop_path: stochastic depth rate of every branch.
         in_channels: of the image.
+        kernels: of an LKCA layer, see `lkca.operator.LKCA`.
+        kernel_init: of LKCA, see there.
         form: of LKCA, see `lkca.operator.lkca`.
 
     Shapes: (B, in_channels, image_size, image_size) -> (B, num_classes) logits. ``num_draws`` is how many uniform
@@ -106,6 +108,8 @@ class ViT(nn.Module):
         pooling: str = "class",
         drop_path: float = 0.0,
         in_channels: int = 3,
+        kernels: int = 1,
+        kernel_init: str = "zeros",
         form: str = "auto",
     ):
         super().__init__()
@@ -126,11 +130,9 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(grid**2 + (pooling == "class"), dim))
 
         def block() -> Block:
-            mixers = {
-                "attention": lambda: [Attention(dim, heads)],
-                "lkca": lambda: [LKCA(dim, grid, form=form)],
-                "both": lambda: [Attention(dim, heads), LKCA(dim, grid, form=form)],
-            }[mixer]()
+            mixers = [Attention(dim, heads)] if mixer != "lkca" else []
+            if mixer != "attention":
+                mixers.append(LKCA(dim, grid, kernels=kernels, kernel_init=kernel_init, form=form))
             mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
             return Block(*mixers, mlp, dim=dim, drop_path=drop_path)
 
@@ -140,14 +142,14 @@ class ViT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The authors' initialisation: Xavier normal, biases 0, embeddings N(0, 1), LKCA kernels 0."""
+        """The authors' initialisation: Xavier normal, biases 0, embeddings N(0, 1), LKCA kernels 0 unless said."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, LKCA):
-                nn.init.zeros_(module.kernel)
+                module.reset_kernel()
         nn.init.normal_(self.pos_embed)
         if self.class_token is not None:
             nn.init.normal_(self.class_token)

@@ -1,9 +1,19 @@
-"""Every row of every table by the paper's name: what it is built from, and the builder.
+"""Every row of every table by the paper's name, and the control rows: what they are built from, and the builder.
 
 Settings: the authors' released code (dim, depth, heads, MLP ratio; drop path 0.1 in every block). All rows see an 8 x 8
 grid of patches, whatever the image size, so an LKCA kernel is 15 x 15.
+
+A control row differs from the ViT or the ViT-LKCA of its size in the one thing that its name ends in:
+
+- ``-mean``: a ViT that reads the mean of its tokens and has no [class] token, as ViT-LKCA does.
+- ``-same``: ViT-LKCA at that ViT's width and depth.
+- ``-both``: that ViT with LKCA after its self-attention, as section 3.2.3 has it.
+- ``-heads``, ``-channels``: ViT-LKCA with a kernel for each group of channels (as many as the ViT has heads, or the
+  nearest number that divides the channels), or for each channel.
+- ``-random``: ViT-LKCA whose kernels start at random instead of zero.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,6 +34,8 @@ class Row:
     mixer: str = "attention"
     pooling: str = "class"
     drop_path: float = 0.1
+    kernels: int = 1
+    kernel_init: str = "zeros"
     deviation: str | None = None
 
 
@@ -60,7 +72,23 @@ ROWS = {
     "LKCA-L": _lkca(360, 12, mlp_ratio=3),
 }
 
+
+def _controls(size: str) -> dict[str, Row]:
+    vit, lkca = ROWS[size], ROWS[f"{size}-LKCA"]
+    change = dataclasses.replace
+    heads = min((g for g in range(1, lkca.dim + 1) if lkca.dim % g == 0), key=lambda g: abs(g - vit.heads))
+    return {
+        f"{size}-mean": change(vit, pooling="mean"),
+        f"{size}-LKCA-same": change(lkca, dim=vit.dim, depth=vit.depth),
+        f"{size}-both": change(vit, mixer="both", pooling="mean"),
+        f"{size}-LKCA-heads": change(lkca, kernels=heads),
+        f"{size}-LKCA-channels": change(lkca, kernels=lkca.dim),
+        f"{size}-LKCA-random": change(lkca, kernel_init="random"),
+    }
+
+
 _TABLES_1_TO_3 = tuple(row for row in ROWS if row != "LKCA-L")
+ROWS |= _controls("ViT/0.5M") | _controls("ViT/2M") | _controls("ViT")
 TABLES = {
     1: Table("cifar10", _TABLES_1_TO_3),
     2: Table("cifar100", _TABLES_1_TO_3),
@@ -107,5 +135,7 @@ def build(
         mixer=r.mixer,
         pooling=r.pooling,
         drop_path=r.drop_path if drop_path is None else drop_path,
+        kernels=r.kernels,
+        kernel_init=r.kernel_init,
         form=form,
     )

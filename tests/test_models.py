@@ -89,6 +89,27 @@ def test_initialisation_is_the_authors():
     assert model.pos_embed.std().item() == pytest.approx(1, rel=0.05)
 
 
+def test_a_control_row_differs_in_what_its_name_says():
+    def changed(name, base):
+        a, b = vars(zoo.ROWS[name]), vars(zoo.ROWS[base])
+        return {field: a[field] for field in a if a[field] != b[field]}
+
+    for size in ("ViT/0.5M", "ViT/2M", "ViT"):
+        vit, lkca = zoo.ROWS[size], zoo.ROWS[f"{size}-LKCA"]
+        assert changed(f"{size}-mean", size) == {"pooling": "mean"}
+        assert changed(f"{size}-both", size) == {"pooling": "mean", "mixer": "both"}
+        assert changed(f"{size}-LKCA-channels", f"{size}-LKCA") == {"kernels": lkca.dim}
+        assert changed(f"{size}-LKCA-random", f"{size}-LKCA") == {"kernel_init": "random"}
+        assert changed(f"{size}-LKCA-heads", f"{size}-LKCA").keys() == {"kernels"}
+        same = zoo.ROWS[f"{size}-LKCA-same"]
+        assert (same.dim, same.depth, same.mixer, same.pooling) == (vit.dim, vit.depth, "lkca", "mean")
+
+
+def test_random_kernels_survive_the_model_s_initialisation():
+    model = zoo.build("ViT/0.5M-LKCA-random", image_size=8, num_classes=10)
+    assert all(block.branches[0].kernel.count_nonzero() > 0 for block in model.blocks)
+
+
 def test_drop_path_is_the_row_s_unless_said():
     def rate(**kw):
         return zoo.build("ViT/0.5M", image_size=8, num_classes=10, **kw).blocks[0].drop_path
@@ -114,6 +135,8 @@ def test_layers_have_the_stated_biases():
         (lambda: small(pooling="max"), "pooling='max' is not one of"),
         (lambda: small(mixer="lkca"), "use pooling='mean'"),
         (lambda: small(heads=3), "does not divide into 3 heads"),
+        (lambda: small(mixer="lkca", pooling="mean", kernels=3), "8 channels do not divide among 3 kernels"),
+        (lambda: small(mixer="lkca", pooling="mean", kernel_init="ones"), "kernel_init='ones' is not one of"),
         (lambda: small(patch_size=3), "patch_size=3 does not divide"),
     ],
 )

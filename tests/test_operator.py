@@ -74,6 +74,30 @@ def test_attention_matrix_is_the_closed_form():
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_each_group_of_channels_has_its_kernel(form, groups):
+    v, _, weights = draw((3, 5))
+    kernels = torch.randn(groups, 5, 9, dtype=torch.float64, requires_grad=True)
+    out = lkca(v, kernels, (3, 5), form)
+    alone = [lkca(part, k, (3, 5)) for part, k in zip(v.chunk(groups, -1), kernels, strict=True)]
+    torch.testing.assert_close(out, torch.cat(alone, -1), rtol=0, atol=1e-12)
+    (grad,) = torch.autograd.grad((out * weights).sum(), kernels)
+    (expected,) = torch.autograd.grad((torch.cat(alone, -1) * weights).sum(), kernels)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-11)
+    assert attention_matrix(kernels, (3, 5)).shape == (groups, 15, 15)
+
+
+@pytest.mark.parametrize("kernels", [1, 4])
+def test_kernels_start_at_zero_or_as_a_convolution_s(kernels):
+    size = (9, 9) if kernels == 1 else (4, 9, 9)
+    layer = LKCA(8, 5, kernels=kernels)
+    assert layer.kernel.shape == size and layer.kernel.count_nonzero() == 0
+    kernel = LKCA(8, 5, kernels=kernels, kernel_init="random").kernel
+    torch_s = torch.nn.Conv2d(1, 1, 9).weight  # fan-in 81
+    assert 0.9 / 9 < kernel.abs().max() <= 1 / 9 and torch_s.abs().max() <= 1 / 9
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_gradcheck(form):
     v, kernel, _ = draw((2, 3), batch=2, dim=2)
     assert torch.autograd.gradcheck(

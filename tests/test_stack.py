@@ -33,7 +33,7 @@ def blocks(digits, seeds, steps, stack, batch=P.batch_size):
     p, n = P, len(digits.train_labels)
     orders = {seed: train._order(seed, 0, n, 1 + steps * batch // n) for seed in seeds}
     for first in range(0, steps, train.BLOCK):
-        rows = slice(first * batch, (first + train.BLOCK) * batch)
+        rows = slice(first * batch, min(first + train.BLOCK, steps) * batch)
         kw = {"num_draws": stack.num_draws, "dtype": stack.dtype}
         yield train.block(digits, p, seeds, first, [orders[s][rows] for s in seeds], **kw)
 
