@@ -33,7 +33,9 @@ def count(name: str, *, image_size: int, num_classes: int) -> Complexity:
     class_token = r.pooling == "class"
     attention, lkca = r.mixer != "lkca", r.mixer != "attention"
     tokens = patches + class_token
-    taps = (2 * n - 1) ** 2
+    side = r.kernel_size or 2 * n - 1
+    taps = side * side
+    inside = sum(max(0, n - abs(d)) for d in range(-(side // 2), side // 2 + 1)) ** 2  # of all taps, those in the map
 
     mlp_params = 2 * d + (d * hidden + hidden) + (hidden * d + d)
     attention_params = 2 * d + 3 * d * d + (d * d + d)
@@ -52,6 +54,6 @@ def count(name: str, *, image_size: int, num_classes: int) -> Complexity:
         params=params,
         params_paper=params + (d if lkca and not attention else 0),
         macs_paper=macs_paper,
-        macs=macs_paper + r.depth * (scores_and_values + lkca * patches**2 * d),
+        macs=macs_paper + r.depth * (scores_and_values + lkca * inside * d),
         macs_all_taps=macs_paper + r.depth * (scores_and_values + lkca * taps * patches * d),
     )

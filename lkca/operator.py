@@ -124,12 +124,13 @@ class LKCA(nn.Module):
         dim: channels D.
         grid: (h, w), or one number for a square grid.
         kernels: how many; with more than the paper's one, ``kernel`` is (kernels, 2h-1, 2w-1).
+        kernel_size: side of a smaller kernel, odd; None for one that reaches every token from every token.
         kernel_init: "zeros" as in the authors' code, so that the layer starts out as its output bias; or "random", as
             PyTorch starts a convolution: uniform within 1 / sqrt(taps).
         form: see `lkca`; it may be changed at any time by assigning to ``layer.form``.
 
     Shapes: (B, h*w, D) -> (B, h*w, D). Raises ValueError on an unknown form or initialisation, a number of kernels that
-    does not divide the channels, and on tokens that do not fill the grid.
+    does not divide the channels, a size no kernel can have, and on tokens that do not fill the grid.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class LKCA(nn.Module):
         grid: int | tuple[int, int],
         *,
         kernels: int = 1,
+        kernel_size: int | None = None,
         kernel_init: str = "zeros",
         form: str = "auto",
     ):
@@ -151,7 +153,11 @@ class LKCA(nn.Module):
         self.form = form
         self.kernel_init = kernel_init
         self.v = nn.Linear(dim, dim, bias=False)
-        size = (2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
+        full = (2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
+        size = (kernel_size, kernel_size) if kernel_size else full
+        if any(side % 2 == 0 or side > limit for side, limit in zip(size, full, strict=True)):
+            raise ValueError(f"kernel_size={kernel_size} is not odd and within the full {full[0]} x {full[1]} kernel")
+        self.margin = ((full[0] - size[0]) // 2, (full[1] - size[1]) // 2)  # of inert zeros around a smaller kernel
         self.kernel = nn.Parameter(torch.empty(size if kernels == 1 else (kernels, *size)))
         self.proj = nn.Linear(dim, dim)
         self.reset_kernel()
@@ -166,7 +172,10 @@ class LKCA(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Mix the tokens of x, (B, h*w, D)."""
-        return self.proj(lkca(self.v(x_BND), self.kernel, self.grid, self.form))
+        (top, left), kernel = self.margin, self.kernel
+        if top or left:
+            kernel = F.pad(kernel, (left, left, top, top))
+        return self.proj(lkca(self.v(x_BND), kernel, self.grid, self.form))
 
     def extra_repr(self) -> str:
         """Grid and form, for printing."""

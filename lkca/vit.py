@@ -84,7 +84,7 @@ class ViT(nn.Module):
         drop_path: stochastic depth rate of every branch.
         in_channels: of the image.
         kernels: of an LKCA layer, see `lkca.operator.LKCA`.
-        kernel_init: of LKCA, see there.
+        kernel_size, kernel_init: of LKCA, see there.
         form: of LKCA, see `lkca.operator.lkca`.
 
     Shapes: (B, in_channels, image_size, image_size) -> (B, num_classes) logits. ``num_draws`` is how many uniform
@@ -109,6 +109,7 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         in_channels: int = 3,
         kernels: int = 1,
+        kernel_size: int | None = None,
         kernel_init: str = "zeros",
         form: str = "auto",
     ):
@@ -132,7 +133,8 @@ class ViT(nn.Module):
         def block() -> Block:
             mixers = [Attention(dim, heads)] if mixer != "lkca" else []
             if mixer != "attention":
-                mixers.append(LKCA(dim, grid, kernels=kernels, kernel_init=kernel_init, form=form))
+                kernel = {"kernels": kernels, "kernel_size": kernel_size, "kernel_init": kernel_init}
+                mixers.append(LKCA(dim, grid, **kernel, form=form))
             mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
             return Block(*mixers, mlp, dim=dim, drop_path=drop_path)
 

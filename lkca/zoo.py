@@ -10,6 +10,7 @@ A control row differs from the ViT or the ViT-LKCA of its size in the one thing 
 - ``-both``: that ViT with LKCA after its self-attention, as section 3.2.3 has it.
 - ``-heads``, ``-channels``: ViT-LKCA with a kernel for each group of channels (as many as the ViT has heads, or the
   nearest number that divides the channels), or for each channel.
+- ``-3x3``: ViT-LKCA whose kernels are 3 x 3 and reach only the neighbours.
 - ``-random``: ViT-LKCA whose kernels start at random instead of zero.
 """
 
@@ -35,6 +36,7 @@ class Row:
     pooling: str = "class"
     drop_path: float = 0.1
     kernels: int = 1
+    kernel_size: int | None = None
     kernel_init: str = "zeros"
     deviation: str | None = None
 
@@ -83,6 +85,7 @@ def _controls(size: str) -> dict[str, Row]:
         f"{size}-both": change(vit, mixer="both", pooling="mean"),
         f"{size}-LKCA-heads": change(lkca, kernels=heads),
         f"{size}-LKCA-channels": change(lkca, kernels=lkca.dim),
+        f"{size}-LKCA-3x3": change(lkca, kernel_size=3),
         f"{size}-LKCA-random": change(lkca, kernel_init="random"),
     }
 
@@ -136,6 +139,7 @@ def build(
         pooling=r.pooling,
         drop_path=r.drop_path if drop_path is None else drop_path,
         kernels=r.kernels,
+        kernel_size=r.kernel_size,
         kernel_init=r.kernel_init,
         form=form,
     )

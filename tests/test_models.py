@@ -37,6 +37,13 @@ def test_counted_parameters_are_the_model_s(row, size, classes):
     assert count.macs_paper < count.macs <= count.macs_all_taps
 
 
+def test_taps_inside_the_map_are_counted_one_by_one():
+    """3 x 3 on an 8 x 8 map: 8 + 7 + 7 columns a row of the kernel; 15 x 15: all pairs of tokens."""
+    small, full = (complexity.count(f"ViT/0.5M-LKCA{end}", image_size=32, num_classes=10) for end in ("-3x3", ""))
+    assert small.macs - small.macs_paper == 8 * 22**2 * 100
+    assert full.macs - full.macs_paper == 8 * 64**2 * 100
+
+
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_macs_are_those_of_the_multiplications(row):
     """Matrix products counted by torch; what remains of `macs` is the elementwise terms of the paper's convention."""
@@ -99,6 +106,7 @@ def test_a_control_row_differs_in_what_its_name_says():
         assert changed(f"{size}-mean", size) == {"pooling": "mean"}
         assert changed(f"{size}-both", size) == {"pooling": "mean", "mixer": "both"}
         assert changed(f"{size}-LKCA-channels", f"{size}-LKCA") == {"kernels": lkca.dim}
+        assert changed(f"{size}-LKCA-3x3", f"{size}-LKCA") == {"kernel_size": 3}
         assert changed(f"{size}-LKCA-random", f"{size}-LKCA") == {"kernel_init": "random"}
         assert changed(f"{size}-LKCA-heads", f"{size}-LKCA").keys() == {"kernels"}
         same = zoo.ROWS[f"{size}-LKCA-same"]

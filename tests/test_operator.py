@@ -87,6 +87,21 @@ def test_each_group_of_channels_has_its_kernel(form, groups):
     assert attention_matrix(kernels, (3, 5)).shape == (groups, 15, 15)
 
 
+def test_a_3x3_kernel_is_the_usual_convolution_with_padding_1():
+    x = torch.randn(2, 24, 8)
+    layer = LKCA(8, (4, 6), kernel_size=3, kernel_init="random")
+    v = layer.v(x).transpose(1, 2).reshape(16, 1, 4, 6)
+    expected = torch.nn.functional.conv2d(v, layer.kernel[None, None], padding=1).reshape(2, 8, 24).transpose(1, 2)
+    assert layer.kernel.shape == (3, 3)
+    torch.testing.assert_close(layer(x), layer.proj(expected))
+
+
+@pytest.mark.parametrize("size", [2, 9, 17])
+def test_a_kernel_larger_than_its_window_or_even_is_refused(size):
+    with pytest.raises(ValueError, match=f"kernel_size={size} is not odd and within the full 7 x 11 kernel"):
+        LKCA(8, (4, 6), kernel_size=size)
+
+
 @pytest.mark.parametrize("kernels", [1, 4])
 def test_kernels_start_at_zero_or_as_a_convolution_s(kernels):
     size = (9, 9) if kernels == 1 else (4, 9, 9)
