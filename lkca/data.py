@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+from torchvision.transforms.v2.functional import resized_crop
 
 ROOT = Path(os.environ.get("LKCA_DATA", Path(__file__).resolve().parents[1] / ".data"))
 
@@ -250,6 +251,22 @@ def _digits() -> list[Sample]:
         test[rng.permutation(np.nonzero(labels == c)[0])[:36]] = True
     samples = _arrays("", np.repeat(pixels[..., None], 3, axis=3), [str(c) for c in labels], "scikit-learn")
     return [("test" if t else "train", *sample[1:]) for t, sample in zip(test, samples, strict=True)]
+
+
+def photographs(n: int, size: int, seed: int = 0) -> Tensor:
+    """Squares of 64 to 256 pixels cut at random from scikit-learn's two photographs, scaled to ``size``.
+
+    Real images that are always at hand: uint8 (n, 3, size, size).
+    """
+    from sklearn.datasets import load_sample_images
+
+    whole = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images]
+    rng, made = np.random.default_rng(seed), []
+    for i in range(n):
+        image, side = whole[i % len(whole)], int(rng.integers(64, 257))
+        top, left = (int(rng.integers(limit - side + 1)) for limit in image.shape[1:])
+        made.append(resized_crop(image, top, left, side, side, [size, size], antialias=True))
+    return torch.stack(made)
 
 
 def _decode(sample: Sample, s: Spec) -> tuple[np.ndarray, bytes]:

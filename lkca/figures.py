@@ -1,5 +1,6 @@
 """How the book shows a table: HTML that follows the page's light or dark mode, and the accuracy figure."""
 
+import contextlib
 import html
 import io
 import re
@@ -18,6 +19,30 @@ from lkca.records import Record
 
 INK = "#010203"  # replaced by the page's own text colour
 VIT, LKCA = "#D55E00", "#0072B2"  # Okabe and Ito's vermillion and blue
+
+
+def style() -> contextlib.AbstractContextManager:
+    """Matplotlib's settings for a figure that `show` puts into the page."""
+    ink = ("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor")
+    return matplotlib.rc_context(
+        dict.fromkeys(ink, INK) | {"svg.fonttype": "none", "svg.hashsalt": "lkca", "font.size": 10}
+        | {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    )  # fmt: skip
+
+
+def show(figure: Figure, caption: str, data: pd.DataFrame | None = None) -> HTML:
+    """A figure in the page's own text colour, as wide as the page, with the caption as its alternative text.
+
+    ``data``, as text, is what the figure draws: it stands below, folded.
+    """
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = out.getvalue()
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1)
+    svg, text = svg.replace(INK, "currentColor"), html.escape(caption)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
+    folded = f"<details><summary>The data</summary>{table_html(data).data}</details>" if data is not None else ""
+    return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption>{folded}</figure>')
 
 
 def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
@@ -84,9 +109,8 @@ def _panel(ax: Axes, table: int, series: list[tuple[str, dict, dict]], title: st
     ax.minorticks_off()
     ax.set_xlabel("parameters")
     ax.set_title(title, loc="left", fontsize=11)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.15, color=INK)
-    ax.legend(frameon=False, fontsize=9, loc="best", labelcolor=INK)
+    ax.legend(fontsize=9, loc="best")
 
 
 def _points(table: int, ledger: Sequence[Record], protocol: str) -> dict[str, tuple[float, float]]:
@@ -105,8 +129,7 @@ def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
     paper = {row: (top1, 0.0) for row, top1 in tables.published(table).top1.items()}
     full = {p: _points(table, ledger, p) for p in tables.FULL}
     sketch = _points(table, ledger, "sketch")
-    size = {"axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
-    with matplotlib.rc_context({**size, "svg.fonttype": "none", "svg.hashsalt": "lkca", "font.size": 10}):
+    with style():
         figure = Figure(figsize=(9.2 if sketch else 6.4, 4.2), layout="constrained")
         axes = figure.subplots(1, 2 if sketch else 1, squeeze=False, width_ratios=[3, 2] if sketch else None)[0]
         styles = {"released": {"marker": "o", "ls": "-"}, "paper": {"marker": "s", "ls": "-."}}
@@ -122,14 +145,7 @@ def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
         if sketch:
             _panel(axes[1], table, [("sketch", sketch, {"marker": "D", "ls": "-"})], "sketch: 10,000 images, 16 passes")
             axes[1].set_xlim(0.4, 10)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1)
-    svg = svg.replace(INK, "currentColor")
-    text = html.escape(describe(table, ledger))
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
-    return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption></figure>')
+        return show(figure, describe(table, ledger))
 
 
 def describe(table: int, ledger: Sequence[Record]) -> str:

@@ -34,7 +34,7 @@ def attention_matrix(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
     """The hw x hw score matrix that slides ``kernel`` over an h x w grid (section 3.2.1).
 
     ``kernel`` is (2h-1, 2w-1); the result is doubly block Toeplitz with ``A[p, q] = kernel[q - p + (h-1, w-1)]``.
-    Of kernels (G, 2h-1, 2w-1) the matrices are (G, hw, hw).
+    Of a stack of kernels, (…, 2h-1, 2w-1), it is the stack of their matrices, (…, hw, hw).
     """
     h, w = grid
     windows = kernel.unfold(-2, h, 1).unfold(-2, w, 1)  # [a, b] is the h x w window with corner (a, b): a view, no copy

@@ -173,6 +173,7 @@ def write_weights(record: Record, weights: dict[str, Tensor], results_root: Path
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_suffix(".aside")
     safetensors.torch.save_file({name: w.half().cpu().contiguous() for name, w in weights.items()}, aside)
+    os.chmod(aside, 0o644)
     os.replace(aside, target)
     return target
 

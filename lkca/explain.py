@@ -1,0 +1,262 @@
+"""The figures and tables of the chapters that explain: receptive fields, learned kernels, attention as a kernel.
+
+Each draws what `lkca.receptive_field` computes, and stands with its numbers (`lkca.figures.show`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lkca import data, figures, records, zoo
+from lkca import receptive_field as rf
+from lkca.operator import LKCA, attention_matrix
+from lkca.records import RESULTS, Record
+from lkca.vit import ViT
+
+COLOURS = ("#D55E00", "#0072B2", "#009E73")  # Okabe and Ito's vermillion, blue and green
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+TOKENS = {"centre": (4, 4), "edge": (0, 4), "corner": (0, 0)}  # on the 8 x 8 grid
+Models = Mapping[str, ViT]
+
+
+def with_weights(dataset: str, protocol: str, results_root: Path = RESULTS) -> list[Record]:
+    """The records of a data set and a protocol whose trained weights were kept, in the zoo's order of rows."""
+    ledger, _ = records.read(results_root)
+    found = [
+        r
+        for r in ledger
+        if (r.dataset, r.protocol) == (dataset, protocol) and records.weights_path(r, results_root).exists()
+    ]
+    return sorted(found, key=lambda r: list(zoo.ROWS).index(r.row))
+
+
+def model_of(record: Record, *, trained: bool, results_root: Path = RESULTS) -> ViT:
+    """The model of a run, in evaluation mode: with its trained weights, or freshly initialised."""
+    torch.manual_seed(record.seed)
+    model = zoo.build(record.row, image_size=record.image_size, num_classes=record.num_classes)
+    if trained:
+        model.load_state_dict(records.read_weights(record, results_root))
+    return model.eval()
+
+
+def images_for(record: Record, n: int, source: str = "photographs", data_root: Path = data.ROOT) -> Tensor:
+    """Real images, normalised as the record's data set is: (n, 3, size, size).
+
+    ``source`` is "photographs", see `lkca.data.photographs`, or "dataset" for the record's own test images.
+    """
+    if source == "photographs":
+        images = data.photographs(n, record.image_size)
+    elif source == "dataset":
+        images = data.load(record.dataset, data_root).test_images[:n]
+    else:
+        raise ValueError(f"source={source!r} is not one of 'photographs', 'dataset'")
+    mean, std = (torch.tensor(v)[:, None, None] for v in data.stats(record.dataset))
+    return (images / 255 - mean) / std
+
+
+def fields_figure(columns: Mapping[str, Models], images: Tensor, token: tuple[int, int], *, log: bool) -> HTML:
+    """Effective receptive fields of one token on one colour scale: a row a model, a column a state of training."""
+    names = list(next(iter(columns.values())))
+    maps = {(c, n): rf.shares(models[n], images, token).mean(0) for c, models in columns.items() for n in names}
+    top = max(m.max() for m in maps.values())
+    low = top * 1e-4
+    with figures.style():
+        figure = Figure(figsize=(2.4 * len(columns) + 0.9, 2.3 * len(names)), layout="constrained")
+        axes = figure.subplots(len(names), len(columns), squeeze=False)
+        for (c, n), share in maps.items():
+            ax = axes[names.index(n), list(columns).index(c)]
+            shown = np.log10(np.maximum(share, low)) if log else share
+            limits = (np.log10(low), np.log10(top)) if log else (0, top)
+            image = ax.imshow(shown, cmap="viridis", vmin=limits[0], vmax=limits[1])
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if n == names[0]:
+                ax.set_title(c, fontsize=10)
+            if c == next(iter(columns)):
+                ax.set_ylabel(n, fontsize=10)
+        label = "share of the gradient a pixel" + (", powers of ten" if log else "")
+        figure.colorbar(image, ax=axes, shrink=0.6, label=label)
+        where = {v: k for k, v in TOKENS.items()}.get(token, f"{token}")
+        caption = (
+            f"Effective receptive field of the {where} token over {len(images)} images, "
+            f"{'logarithmic' if log else 'linear'} scale, the same for all panels. Rows: {', '.join(names)}; columns: "
+            f"{', '.join(columns)}."
+        )
+        reached = {
+            f"{n}, {c}": {"largest share of a pixel": f"{m.max():.4f}", "pixels above 1/10 of it":
+                          f"{100 * (m > m.max() / 10).mean():.0f} %"}
+            for (c, n), m in maps.items()
+        }  # fmt: skip
+        return figures.show(figure, caption, pd.DataFrame.from_dict(reached, orient="index"))
+
+
+def _percents(thresholds: Sequence[float], ratios: np.ndarray) -> dict[str, str]:
+    return {f"{100 * t:.0f} %": f"{100 * r:.1f}" for t, r in zip(thresholds, ratios, strict=True)}
+
+
+def reach_table(columns: Mapping[str, Models], images: Tensor) -> pd.DataFrame:
+    """r(t) in percent at 20, 30, 50 and 99 %, mean over images, for centre, edge and corner tokens (strings)."""
+    lines = {}
+    for state, models in columns.items():
+        for name, model in models.items():
+            for where, token in TOKENS.items():
+                found = rf.curve(rf.shares(model, images, token), rf.centre(model, token), THRESHOLDS).mean(0)
+                lines[name, state, where] = {
+                    f"{t:.0%}": f"{100 * r:.1f}" for t, r in zip(THRESHOLDS, found, strict=True)
+                }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def curve_figure(columns: Mapping[str, Models], images: Tensor, token: tuple[int, int] = (4, 4)) -> HTML:
+    """r(t), a curve a model and state: mean over images, with a band from the 10th to the 90th percentile."""
+    thresholds = np.linspace(0.05, 1, 20)
+    lines = {}
+    with figures.style():
+        figure = Figure(figsize=(3.6 * len(columns), 3.4), layout="constrained")
+        axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for ax, (state, models) in zip(axes, columns.items(), strict=True):
+            for (name, model), colour in zip(models.items(), COLOURS, strict=False):
+                r = 100 * rf.curve(rf.shares(model, images, token), rf.centre(model, token), thresholds)
+                low, high = np.percentile(r, (10, 90), axis=0)
+                ax.plot(100 * thresholds, r.mean(0), color=colour, lw=1.8, label=name)
+                ax.fill_between(100 * thresholds, low, high, color=colour, alpha=0.15, lw=0)
+                lines[f"{name}, {state}"] = {
+                    f"{100 * t:.0f} %": f"{m:.1f}" for t, m in zip(thresholds, r.mean(0), strict=True)
+                }
+            ax.set_title(state, loc="left", fontsize=11)
+            ax.set_xlabel("share of the gradient held, %")
+            ax.grid(alpha=0.15, color=figures.INK)
+        axes[0].set_ylabel("area of the square, % of the image")
+        axes[0].legend(fontsize=9)
+        caption = (
+            f"How large a square around the centre token must be to hold a share of its gradient, r(t). Mean over "
+            f"{len(images)} images; the band is the middle 80 % of them. {'; '.join(columns)}."
+        )
+        return figures.show(figure, caption, pd.DataFrame(lines).T)
+
+
+def depth_figure(models: Models, images: Tensor, token: tuple[int, int] = (4, 4), threshold: float = 0.5) -> HTML:
+    """How the field grows from block to block: r at one threshold, with the middle 80 % of images."""
+    lines = {}
+    with figures.style():
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for (name, model), colour in zip(models.items(), COLOURS, strict=False):
+            depths = range(len(model.blocks) + 1)
+            r = [
+                100 * rf.curve(rf.shares(model, images, token, d), rf.centre(model, token), [threshold])[:, 0]
+                for d in depths
+            ]
+            low, high = np.percentile(r, (10, 90), axis=1)
+            ax.plot(depths, np.mean(r, axis=1), "o-", color=colour, lw=1.8, label=name)
+            ax.fill_between(depths, low, high, color=colour, alpha=0.15, lw=0)
+            lines[name] = {f"{d} blocks": f"{np.mean(v):.1f}" for d, v in zip(depths, r, strict=True)}
+        ax.set_xlabel("blocks")
+        ax.set_ylabel(f"r({100 * threshold:.0f} %), % of the image")
+        ax.grid(alpha=0.15, color=figures.INK)
+        ax.legend(fontsize=9)
+        caption = (
+            f"Area of the square around the centre token that holds {100 * threshold:.0f} % of its gradient, after "
+            f"each block, trained. Mean over {len(images)} images; the band is the middle 80 % of them."
+        )
+        return figures.show(figure, caption, pd.DataFrame(lines).T.fillna(""))
+
+
+def kernels_of(model: ViT) -> list[Tensor]:
+    """The kernel of every LKCA layer, from the first block to the last."""
+    return [m.kernel.detach() for m in model.modules() if isinstance(m, LKCA)]
+
+
+def _mosaic(panels: Sequence[Sequence[Tensor]], titles: Sequence[Sequence[str]], width: float) -> Figure:
+    """Kernels on one diverging scale, symmetric about zero."""
+    rows, columns = len(panels), max(len(row) for row in panels)
+    figure = Figure(figsize=(width, width * 0.86 * rows / columns + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    top = max(k.abs().max().item() for row in panels for k in row)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for line, row, names in zip(axes, panels, titles, strict=True):
+        for ax, kernel, name in zip(line, row, names, strict=False):
+            image = ax.imshow(kernel, cmap="PuOr", vmin=-top, vmax=top)
+            ax.set_title(name, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.7)
+    return figure
+
+
+def kernels_figure(model: ViT) -> HTML:
+    """The learned kernel of every layer on one scale, with its statistics as data."""
+    kernels = kernels_of(model)
+    half = -(-len(kernels) // 2)
+    statistics = {
+        f"layer {i}": {name: f"{value:+.2f}" if name in ("down", "right") else f"{value:.2f}"
+                       for name, value in rf.kernel_statistics(k).items()}
+        for i, k in enumerate(kernels, 1)
+    }  # fmt: skip
+    with figures.style():
+        names = [f"layer {i}" for i in range(1, len(kernels) + 1)]
+        figure = _mosaic([kernels[:half], kernels[half:]], [names[:half], names[half:]], 8)
+        caption = (
+            "The learned kernel of every LKCA layer. The middle of a panel is the token itself, a point above it a "
+            "token that lies above. Purple is positive, orange negative, on one scale. The data: centre of mass and "
+            "radius in tokens, the share of the energy that a rotation by 180 degrees keeps, and the norm."
+        )
+        return figures.show(figure, caption, pd.DataFrame.from_dict(statistics, orient="index"))
+
+
+def attention_figure(model: ViT, images: Tensor) -> HTML:
+    """ViT's mean attention by offset from query to key, a panel a layer and head, above the uniform attention."""
+    scores = rf.attention_maps(model, images)
+    grid = (zoo.GRID, zoo.GRID)
+    kernels = rf.toeplitz_fit(scores.mean(2), grid) * grid[0] * grid[1]  # 1 is uniform
+    logs = kernels.clamp_min(2**-6).log2()
+    shares = explained_table(scores)
+    with figures.style():
+        names = [[f"layer {i + 1}, head {j + 1}" for j in range(len(row))] for i, row in enumerate(kernels)]
+        figure = _mosaic([list(row) for row in logs], names, 8)
+        caption = (
+            f"ViT's mean attention over {len(images)} images as a function of the offset from query to "
+            "key: the kernel that would give it. In powers of two of the uniform attention: purple is more than it, "
+            "orange less. The data: the share of the attention that this kernel explains, of the share that any fixed "
+            "matrix explains."
+        )
+        return figures.show(figure, caption, shares)
+
+
+def explained_table(scores: Tensor) -> pd.DataFrame:
+    """By layer and head, the share of the trained attention that a fixed matrix explains, and that a kernel does."""
+    fixed, kernel = rf.explained(scores, (zoo.GRID, zoo.GRID))
+    lines = {
+        f"layer {i}": {
+            f"head {j}": f"{100 * k:.0f} % of {100 * f:.0f} %" for j, (f, k) in enumerate(zip(fs, ks, strict=True), 1)
+        }
+        for i, (fs, ks) in enumerate(zip(fixed.tolist(), kernel.tolist(), strict=True), 1)
+    }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def explained_overall(model: ViT, images: Tensor) -> tuple[float, float]:
+    """The two shares of `rf.explained`, in percent, mean over layers and heads."""
+    fixed, kernel = rf.explained(rf.attention_maps(model, images), (zoo.GRID, zoo.GRID))
+    return 100 * fixed.mean().item(), 100 * kernel.mean().item()
+
+
+def sliding_figure(kernel: Tensor, grid: tuple[int, int]) -> HTML:
+    """The interactive figure: one token's window on the kernel, its row of the matrix, its footprint on the image.
+
+    ``kernel`` is (2h-1, 2w-1); the matrix it shows is `attention_matrix`'s. It needs nothing but a browser.
+    """
+    page = (Path(__file__).parent / "sliding.html").read_text(encoding="utf-8")
+    top = kernel.abs().max()
+    numbers = {
+        "grid": grid,
+        "kernel": (kernel / top).round(decimals=3).tolist(),
+        "matrix": (attention_matrix(kernel, grid) / top).round(decimals=3).tolist(),
+    }
+    return HTML(page.replace("/*NUMBERS*/", json.dumps(numbers, separators=(",", ":"))))
