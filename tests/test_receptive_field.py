@@ -113,8 +113,7 @@ def test_attention_maps_are_those_the_layers_use(images):
     for block in network.blocks:
         layer = block.branches[0]
         layer.register_forward_hook(lambda layer, inputs, output: seen.append((layer, inputs[0], output)))
-    network(images)
-    for maps, (layer, x, output) in zip(rf.attention_maps(network, images), list(seen), strict=True):
+    for maps, (layer, x, output) in zip(rf.attention_maps(network, images), seen, strict=True):
         v = layer.qkv(x)[..., 24:].unflatten(-1, (2, 6))
         torch.testing.assert_close(layer.proj(torch.einsum("hbqk,bkhe->bqhe", maps, v).flatten(2)), output)
     maps = rf.attention_maps(model(heads=2), images)
