@@ -26,13 +26,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import lkca
-from lkca import augment, complexity, data, train, zoo
+from lkca import augment, complexity, data, operator, train, zoo
 from lkca.protocols import PROTOCOLS
 from lkca.records import RESULTS, Record
 from lkca.stack import Stack
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
 RECIPE = PROTOCOLS["released"]
+SIDES = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)  # of the grids on which the forms are timed
 WANTED = ("NVIDIA H200",)  # devices whose figures the page promises
 RUN = 117_100 * 128  # images that a `released` run on CIFAR trains on; it is evaluated 100 times on 10,000
 
@@ -265,6 +266,23 @@ def augmentation_rates(ds: data.Dataset, device: str, seconds: float) -> dict[st
     return found
 
 
+def forms(device: str, seconds: float) -> list[dict]:
+    """Milliseconds of LKCA's forms, forward and backward, by the grid's side: 192 channels, about 8192 tokens, fp32."""
+    found = []
+    for n in SIDES:
+        images = max(1, 8192 // n**2)
+        v, out = (torch.randn(images, n * n, 192, device=device, requires_grad=i == 0) for i in range(2))
+        kernel = torch.randn(2 * n - 1, 2 * n - 1, device=device, requires_grad=True)
+        for form in operator.FORMS:
+
+            def step(i: int, v=v, kernel=kernel, n=n, form=form, out=out) -> int:
+                operator.lkca(v, kernel, (n, n), form).backward(out)
+                return 1
+
+            found.append({"n": n, "images": images, "form": form, "ms": 1000 / rate(step, device, seconds)})
+    return found
+
+
 def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
     """Floating-point operations a second of a large square product: what this machine gives at best."""
     n, dtype = 8192 if device == "cuda" else 2048, torch.bfloat16 if precision == "bf16" else torch.float32
@@ -288,6 +306,7 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS)
         "rates": [dataclasses.asdict(r) for r in rates],
         "parts": parts(home, device, seconds),
         "augmentation": augmentation_rates(home, device, seconds),
+        "forms": forms(device, min(seconds, 1)),
         "matmul_precision": kind,
         "matmul_flops": matmul_flops(device, kind),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
@@ -376,6 +395,25 @@ def augmentation_table(machine: dict) -> pd.DataFrame:
         {"": name, "images/s": f"{speed:,.0f}", "× the first": f"{speed / first:.1f}"}
         for name, speed in machine["augmentation"].items()
     )
+
+
+def forms_table(machine: dict) -> pd.DataFrame:
+    """The forms side by side, by the grid's side, as text: milliseconds, and how much slower the convolution is."""
+    lines = []
+    for n in sorted({f["n"] for f in machine["forms"]}):
+        ms = {f["form"]: f["ms"] for f in machine["forms"] if f["n"] == n}
+        images = next(f["images"] for f in machine["forms"] if f["n"] == n)
+        best = min(ms, key=ms.__getitem__)
+        lines.append(
+            {
+                "grid": f"{n} × {n}",
+                "images": str(images),
+                **{f"{form}, ms": f"{t:,.1f}" for form, t in ms.items()},
+                "fastest": best,
+                "conv / fastest": f"{ms['conv'] / ms[best]:.0f}",
+            }
+        )
+    return pd.DataFrame(lines)
 
 
 def by_version(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.DataFrame:

@@ -8,7 +8,14 @@ LKCA convolution itself, because they are called as functions rather than as mod
 
 from dataclasses import dataclass
 
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from lkca import zoo
+from lkca.operator import LKCA
+from lkca.vit import Attention
 
 PRINTED_SETTING = {"image_size": 32, "num_classes": 10}  # what the columns of Tables 1-4 were counted at
 
@@ -57,3 +64,60 @@ def count(name: str, *, image_size: int, num_classes: int) -> Complexity:
         macs=macs_paper + r.depth * (scores_and_values + lkca * inside * d),
         macs_all_taps=macs_paper + r.depth * (scores_and_values + lkca * taps * patches * d),
     )
+
+
+class LKA(nn.Module):
+    """Large Kernel Attention of VAN (Guo et al. 2023), with its projections: a gate instead of a sum.
+
+    A 5 x 5 and a dilated 7 x 7 depthwise convolution and a 1 x 1 one make the gate. (B, h*w, D) -> (B, h*w, D).
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int]):
+        super().__init__()
+        self.grid = grid
+        self.before, self.after = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.near = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.far = nn.Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim)
+        self.mix = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Mix the tokens of x, (B, h*w, D)."""
+        u = rearrange(nn.functional.gelu(self.before(x_BND)), "b (h w) d -> b d h w", h=self.grid[0])
+        return self.after(rearrange(u * self.mix(self.far(self.near(u))), "b d h w -> b (h w) d"))
+
+
+def mixers(dim: int, heads: int, grid: tuple[int, int]) -> dict[str, nn.Module]:
+    """The token mixers to compare, each with its projections, (B, h*w, D) -> (B, h*w, D)."""
+    return {
+        "self-attention": Attention(dim, heads),
+        "LKCA, matrix": LKCA(dim, grid, form="matrix"),
+        "LKCA, convolution": LKCA(dim, grid, form="conv"),
+        "depthwise large kernel (RepLKNet)": LKCA(dim, grid, kernels=dim, form="conv"),
+        "LKA (VAN)": LKA(dim, grid),
+    }
+
+
+def measured(layer: nn.Module, dim: int, grid: tuple[int, int], images: int = 8) -> dict[str, float]:
+    """What a layer costs an image, measured by running it: parameters, MACs forward, bytes kept for the backward pass.
+
+    MACs are those of products and convolutions as executed, taps on padding included. Bytes are of float32, parameters
+    left out.
+    """
+    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    x = torch.randn(images, grid[0] * grid[1], dim, requires_grad=True)
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = layer(x)
+    del out
+    return {
+        "params": sum(p.numel() for p in layer.parameters()),
+        "macs": counter.get_total_flops() / 2 / images,
+        "bytes": sum(kept.values()) / images,
+    }

@@ -3,15 +3,14 @@
 LKCA (section 3.2 of the paper) mixes the h x w tokens of an image with one (2h-1) x (2w-1) kernel K, the same for all
 channels. With p and q two positions on the grid, its attention matrix A and its output are
 
-    A[p, q] = K[q - p + (h-1, w-1)],        out = A v,
+    A[p, q] = K[q - p + (h-1, w-1)],        out = A v.
 
-so row p of A is the h x w window of K whose corner is (h-1, w-1) - p, flattened: bottom right for the first token,
-sliding to the top left for the last. (Section 3.2.1 says "top-right"; only top-left equals the convolution.)
+Numbers in brackets are equations of the book's page "Why one convolution is an attention" (book/method.md).
 
-- ``matrix``: the attention view. Stack the windows to the hw x hw matrix A, then one matrix product: (hw)^2 products a
-  channel, every one of them inside the map.
-- ``conv``: the convolution view. Correlate every channel with K under zero padding (h-1, w-1): (2h-1)(2w-1)hw products
-  a channel, about four times as many, because most taps fall on the padding.
+- ``matrix``: the attention view (2), (3). Row p of A is the h x w window of K with corner (h-1, w-1) - p, flattened:
+  one matrix product, (hw)^2 products a channel, every one of them inside the map.
+- ``conv``: the convolution view (5). Correlate every channel with K under zero padding (h-1, w-1): (2h-1)(2w-1)hw
+  products a channel, about four times as many, because most taps fall on the padding.
 - ``fft``: the same convolution as a product of spectra of period (2h, 2w): O(hw log hw) a channel.
 
 The paper's kernel is one for all channels. As controls there may be G of them, each for D / G neighbouring channels:
@@ -31,7 +30,7 @@ FORMS = ("matrix", "conv", "fft")
 
 
 def attention_matrix(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The hw x hw score matrix that slides ``kernel`` over an h x w grid (section 3.2.1).
+    """The hw x hw score matrix that slides ``kernel`` over an h x w grid: equation (2), section 3.2.1 of the paper.
 
     ``kernel`` is (2h-1, 2w-1); the result is doubly block Toeplitz with ``A[p, q] = kernel[q - p + (h-1, w-1)]``.
     Of a stack of kernels, (…, 2h-1, 2w-1), it is the stack of their matrices, (…, hw, hw).

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import ViT, data, explain, records
+from lkca import ViT, data, records
 from lkca import receptive_field as rf
+from lkca import receptive_field_figures as rff
 from lkca.operator import attention_matrix
 
 
@@ -134,8 +135,8 @@ def test_kept_weights_belong_to_their_records():
     files = list((records.RESULTS / "weights").iterdir())
     assert files and {f.stem for f in files} <= names and all(f.suffix == ".safetensors" for f in files)
     assert sum(f.stat().st_size for f in files) < 50e6
-    for record in explain.with_weights("cifar100", "sketch"):
-        assert explain.model_of(record, trained=True).blocks
+    for record in rff.with_weights("cifar100", "sketch"):
+        assert rff.model_of(record, trained=True).blocks
 
 
 def test_photographs_are_real_and_repeatable():
@@ -145,6 +146,6 @@ def test_photographs_are_real_and_repeatable():
 
 
 def test_unknown_images_are_named():
-    (record, *_) = explain.with_weights("cifar100", "sketch")
+    (record, *_) = rff.with_weights("cifar100", "sketch")
     with pytest.raises(ValueError, match="'photographs', 'dataset'"):
-        explain.images_for(record, 4, "noise")
+        rff.images_for(record, 4, "noise")

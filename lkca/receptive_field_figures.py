@@ -1,9 +1,8 @@
-"""The figures and tables of the chapters that explain: receptive fields, learned kernels, attention as a kernel.
+"""The figures and tables of the chapter on receptive fields: fields, learned kernels, attention as a kernel.
 
 Each draws what `lkca.receptive_field` computes, and stands with its numbers (`lkca.figures.show`).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from lkca import data, figures, records, zoo
 from lkca import receptive_field as rf
-from lkca.operator import LKCA, attention_matrix
+from lkca.operator import LKCA
 from lkca.records import RESULTS, Record
 from lkca.vit import ViT
 
@@ -245,18 +244,3 @@ def explained_overall(model: ViT, images: Tensor) -> tuple[float, float]:
     """The two shares of `rf.explained`, in percent, mean over layers and heads."""
     fixed, kernel = rf.explained(rf.attention_maps(model, images), (zoo.GRID, zoo.GRID))
     return 100 * fixed.mean().item(), 100 * kernel.mean().item()
-
-
-def sliding_figure(kernel: Tensor, grid: tuple[int, int]) -> HTML:
-    """The interactive figure: one token's window on the kernel, its row of the matrix, its footprint on the image.
-
-    ``kernel`` is (2h-1, 2w-1); the matrix it shows is `attention_matrix`'s. It needs nothing but a browser.
-    """
-    page = (Path(__file__).parent / "sliding.html").read_text(encoding="utf-8")
-    top = kernel.abs().max()
-    numbers = {
-        "grid": grid,
-        "kernel": (kernel / top).round(decimals=3).tolist(),
-        "matrix": (attention_matrix(kernel, grid) / top).round(decimals=3).tolist(),
-    }
-    return HTML(page.replace("/*NUMBERS*/", json.dumps(numbers, separators=(",", ":"))))
