@@ -165,9 +165,9 @@ def forms_figure(machine: dict) -> HTML:
         ax.grid(alpha=0.15, color=figures.INK)
         ax.legend(fontsize=9)
         frame = benchmark.forms_table(machine)
-        won = {form: ", ".join(frame.grid[frame.fastest == form].str.partition(" ")[0]) or "none" for form in FORMS}
+        won = {form: ", ".join(g.split()[0] for g in frame.grid[frame.fastest == form]) or "none" for form in FORMS}
         caption = (
-            f"Time of LKCA's forms for one token, forward and backward, 192 channels in float32, on {machine['device']}. "
+            f"Forward and backward time of LKCA's forms for one token, 192 channels, float32, {machine['device']}. "
             f"Sides at which each is fastest: {'; '.join(f'{form} {sides}' for form, sides in won.items())}."
         )
         return figures.show(figure, caption, frame)
