@@ -39,8 +39,9 @@ class Job:
 
 
 def plan(
-    table: int,
+    table: int | str,
     *,
+    dataset: str | None = None,
     protocol: str = "auto",
     rows: str | Sequence[str] = "all",
     seeds: Sequence[int] = (0,),
@@ -51,7 +52,8 @@ def plan(
     """Choose and check a table's training, within seconds and before any of it.
 
     Args:
-        table: number of the table in the paper.
+        table: number of the table in the paper, or "controls".
+        dataset: None for the table's own.
         protocol: "released", "paper", "sketch", "smoke", or "auto": `released` where there is a CUDA device and the
             data set is present or can be downloaded, else `smoke`. `smoke` trains the rows on scikit-learn's digits,
             and its records go to ``results_root/scratch``, which all tables share.
@@ -66,15 +68,16 @@ def plan(
         DataError: if the data set is neither present nor downloadable.
         OSError: if records cannot be written to ``results_root``.
     """
-    if table not in zoo.TABLES:
-        raise ValueError(f"table {table!r} does not exist; the tables are {', '.join(map(str, zoo.TABLES))}")
-    spec = zoo.TABLES[table]
+    spec = zoo.table(table)
+    dataset = dataset or spec.dataset
+    data.spec(dataset)  # raises on one that does not exist
     if protocol != "auto" and protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is not one of 'auto', {', '.join(map(repr, PROTOCOLS))}")
     names = spec.rows if rows == "all" else tuple([rows] if isinstance(rows, str) else rows)
+    title = f"Table {table}" if isinstance(table, int) else f"the {table}"
     for name in names:
         if name not in spec.rows:
-            raise ValueError(f"row {name!r} is not in Table {table}; its rows are {', '.join(spec.rows)}")
+            raise ValueError(f"row {name!r} is not in {title}; its rows are {', '.join(spec.rows)}")
     if not names or isinstance(seeds, str | int) or not seeds:
         raise ValueError("rows and seeds must be lists with at least one entry, e.g. rows=['ViT'], seeds=[0]")
     for seed in seeds:
@@ -90,17 +93,17 @@ def plan(
     if protocol == "auto" and not cuda:
         protocol, reason = "smoke", "there is no CUDA device, so this only shows that the way works"
     elif protocol != "smoke":
-        present = data.available(spec.dataset, root) or data.downloadable(spec.dataset)
+        present = data.available(dataset, root) or data.downloadable(dataset)
         if not present and protocol != "auto":
             raise data.DataError(
-                f"{spec.dataset} is not in {root} and its publisher's host does not answer: put it there, name its "
+                f"{dataset} is not in {root} and its publisher's host does not answer: put it there, name its "
                 "folder with data_root, or choose protocol='smoke', which needs no download"
             )
         if not present:
-            protocol, reason = "smoke", f"{spec.dataset} is not in {root} and cannot be downloaded from here"
+            protocol, reason = "smoke", f"{dataset} is not in {root} and cannot be downloaded from here"
         elif protocol == "auto":
-            protocol, reason = "released", f"there is a CUDA device and {spec.dataset}"
-    dataset, results = ("digits", results / "scratch") if protocol == "smoke" else (spec.dataset, results)
+            protocol, reason = "released", f"there is a CUDA device and {dataset}"
+    dataset, results = ("digits", results / "scratch") if protocol == "smoke" else (dataset, results)
     job = Job(dataset, PROTOCOLS[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
     missing = sum(not path.exists() for *_, path in job.runs)
     if missing:

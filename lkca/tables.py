@@ -28,7 +28,7 @@ VERDICTS = ("holds", "does not hold", "undecided", NOT_RUN)
 
 @dataclass(frozen=True)
 class Difference:
-    """LKCA - ViT in points of top-1: mean over ``n`` paired seeds, and the interval of the rule above."""
+    """A difference in points of top-1: mean over ``n`` paired seeds, and the interval of the rule above."""
 
     mean: float
     low: float
@@ -52,16 +52,17 @@ def pairs(table: int) -> list[tuple[str, str]]:
     return [(row, f"{row}-LKCA") for row in zoo.TABLES[table].rows if f"{row}-LKCA" in zoo.TABLES[table].rows]
 
 
+def of_cell(ledger: Sequence[Record], dataset: str, protocol: str, row: str) -> list[Record]:
+    """The records of a cell under a protocol, by seed: those made with that protocol's present settings."""
+    settings = (dataset, row, protocol, PROTOCOLS[protocol].hash)
+    found = [r for r in ledger if (r.dataset, r.row, r.protocol, r.protocol_hash) == settings]
+    return sorted(found, key=lambda r: r.seed)
+
+
 def select(table: int, ledger: Sequence[Record], protocol: str, row: str | None = None) -> list[Record]:
-    """The records a table shows under a protocol, by seed: those made with that protocol's present settings."""
-    found = [
-        r
-        for r in ledger
-        if r.dataset == zoo.TABLES[table].dataset
-        and (r.protocol, r.protocol_hash) == (protocol, PROTOCOLS[protocol].hash)
-        and (r.row == row or row is None and r.row in zoo.TABLES[table].rows)
-    ]
-    return sorted(found, key=lambda r: (zoo.TABLES[table].rows.index(r.row), r.seed))
+    """The records a table shows under a protocol, by row and seed."""
+    spec = zoo.TABLES[table]
+    return [r for name in ([row] if row else spec.rows) for r in of_cell(ledger, spec.dataset, protocol, name)]
 
 
 def binomial_error(top1: float, images: int) -> float:
@@ -69,9 +70,9 @@ def binomial_error(top1: float, images: int) -> float:
     return float(np.sqrt(top1 * (100 - top1) / images))
 
 
-def difference(table: int, ledger: Sequence[Record], protocol: str, vit: str, lkca: str) -> Difference | None:
-    """LKCA - ViT over the seeds that both rows have; None without any."""
-    a, b = ({r.seed: r for r in select(table, ledger, protocol, row)} for row in (vit, lkca))
+def paired(before: Sequence[Record], after: Sequence[Record]) -> Difference | None:
+    """After - before over the seeds that both have, by the rule above; None without any."""
+    a, b = ({r.seed: r for r in runs} for runs in (before, after))
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         return None
@@ -83,6 +84,11 @@ def difference(table: int, ledger: Sequence[Record], protocol: str, vit: str, lk
         *(binomial_error(float(np.mean([x[s].top1 for s in seeds])), x[seeds[0]].num_test) for x in (a, b))
     )
     return Difference(mean, float(min(low, mean - half)), float(max(high, mean + half)), len(seeds))
+
+
+def difference(table: int, ledger: Sequence[Record], protocol: str, vit: str, lkca: str) -> Difference | None:
+    """LKCA - ViT over the seeds that both rows have; None without any."""
+    return paired(select(table, ledger, protocol, vit), select(table, ledger, protocol, lkca))
 
 
 def verdict(table: int, ledger: Sequence[Record], vit: str, lkca: str) -> str:
@@ -214,3 +220,48 @@ def sketched(ledger: Sequence[Record]) -> pd.DataFrame:
         if (d := difference(t, ledger, "sketch", vit, lkca))
     ]
     return pd.DataFrame(lines, columns=["data set", "pair", "ViT", "LKCA", "difference", "the paper's, in full"])
+
+
+def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
+    """The contrasts of one size on a data set, a line each: what changes, at what size, by how much (strings)."""
+    lines = []
+    for c in zoo.contrasts(size):
+        params = [complexity.count(row, **complexity.PRINTED_SETTING).params / 1e6 for row in (c.before, c.after)]
+        line = {
+            "what changes": c.change,
+            "from": c.before,
+            "to": c.after,
+            "parameters": f"{params[0]:.2f}M → {params[1]:.2f}M",
+        }
+        for protocol in SHOWN:
+            line[f"ours, {protocol}"] = _interval(paired(*cells(ledger, dataset, protocol, c)))
+        lines.append(line | {"which tells": c.tells})
+    return pd.DataFrame(lines)
+
+
+def cells(ledger: Sequence[Record], dataset: str, protocol: str, contrast: zoo.Contrast) -> tuple[list[Record], ...]:
+    """The runs before and after a contrast."""
+    return tuple(of_cell(ledger, dataset, protocol, row) for row in (contrast.before, contrast.after))
+
+
+def selection(ledger: Sequence[Record]) -> pd.DataFrame:
+    """What choosing the best epoch on the test set adds to the last one's accuracy, by data set and protocol."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for r in ledger:
+        if r.protocol in SHOWN and r.protocol_hash == PROTOCOLS[r.protocol].hash:
+            groups.setdefault((r.dataset, r.protocol), []).append(r.top1_best - r.top1)
+    return pd.DataFrame(
+        {
+            "data set": dataset,
+            "protocol": protocol,
+            "runs": str(len(gains)),
+            "best − last, mean": f"{np.mean(gains):+.2f}",
+            "largest": f"{max(gains):+.2f}",
+        }
+        for (dataset, protocol), gains in sorted(groups.items())
+    )
+
+
+def passes(ledger: Sequence[Record], dataset: str, row: str) -> Difference | None:
+    """`released` - `paper` for a row, paired by seed: what two more passes an epoch add."""
+    return paired(of_cell(ledger, dataset, "paper", row), of_cell(ledger, dataset, "released", row))

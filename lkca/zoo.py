@@ -43,10 +43,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: its number is the key in TABLES."""
+    """A table of the paper, or the controls: rows trained on a data set."""
 
     dataset: str
     rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two rows that differ in one thing: what changes from one to the other, and what that tells."""
+
+    change: str
+    before: str
+    after: str
+    tells: str
 
 
 def _lkca(dim: int, depth: int, mlp_ratio: int = 2, deviation: str | None = None) -> Row:
@@ -97,6 +107,45 @@ TABLES = {
     2: Table("cifar100", _TABLES_1_TO_3),
     3: Table("tiny-imagenet", _TABLES_1_TO_3),
 }
+
+
+CONTROLS = Table("cifar100", tuple(row for row in ROWS if row not in _TABLES_1_TO_3 and row != "LKCA-L"))
+
+
+def table(key: int | str) -> Table:
+    """A table by its number, or "controls"; raises ValueError naming those there are."""
+    if key == "controls":
+        return Table(CONTROLS.dataset, (*_TABLES_1_TO_3, *CONTROLS.rows))
+    if key not in TABLES:
+        raise ValueError(f"table {key!r} does not exist; the tables are {', '.join(map(str, TABLES))}, 'controls'")
+    return TABLES[key]
+
+
+def contrasts(size: str) -> tuple[Contrast, ...]:
+    """What the controls of one size ("0.5M", "2M", "2.69M") compare; raises ValueError on another size.
+
+    The first contrast is the published comparison; the next three are its steps, and their differences add up to it.
+    """
+    vits = {"0.5M": "ViT/0.5M", "2M": "ViT/2M", "2.69M": "ViT"}
+    if size not in vits:
+        raise ValueError(f"size={size!r} is not one of {', '.join(map(repr, vits))}")
+    vit, lkca = vits[size], f"{vits[size]}-LKCA"
+    return (
+        Contrast("everything", vit, lkca, "the published comparison"),
+        Contrast("pooling", vit, f"{vit}-mean", "reading the mean of the tokens instead of a [class] token"),
+        Contrast("mixer", f"{vit}-mean", f"{lkca}-same", "LKCA instead of self-attention, same width and depth"),
+        Contrast("size", f"{lkca}-same", lkca, "spending the parameters saved on width and depth"),
+        Contrast("both mixers", f"{vit}-mean", f"{vit}-both", "LKCA after self-attention, as the text says"),
+        Contrast("reach", f"{lkca}-3x3", lkca, "a kernel over the whole image instead of 3 x 3"),
+        Contrast("kernels, groups", lkca, f"{lkca}-heads", "a kernel for each group of channels"),
+        Contrast("kernels, channels", lkca, f"{lkca}-channels", "a kernel for each channel"),
+        Contrast("initialisation", lkca, f"{lkca}-random", "kernels that start at random instead of zero"),
+    )
+
+
+def control_rows(size: str) -> tuple[str, ...]:
+    """The rows that the contrasts of a size compare, each once."""
+    return tuple(dict.fromkeys(name for c in contrasts(size) for name in (c.before, c.after)))
 
 
 def row(name: str) -> Row:

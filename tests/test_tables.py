@@ -16,7 +16,7 @@ def made(row, seed, top1, protocol="released", dataset="cifar100"):
     return dataclasses.replace(
         TEMPLATE, row=row, seed=seed, dataset=dataset, protocol=protocol, protocol_hash=p.hash,
         protocol_fields=p.fields, curve=curve, top1=top1, top1_best=top1 + 1.0, best_epoch=1,
-        test_loss=curve[1].test_loss,
+        test_loss=curve[1].test_loss, correct="",
     )  # fmt: skip
 
 
@@ -110,3 +110,37 @@ def test_the_figure_says_what_it_shows_and_asks_no_network():
     page = figures.accuracy_figure(2, pair((60.0,), (65.0,), "sketch")).data
     assert "Sketched, LKCA − ViT is +5.00 points at 2.69M (n = 1)" in page and "src=" not in page
     assert figures.INK not in page and "currentColor" in page
+
+
+@pytest.mark.parametrize("size", ["0.5M", "2M", "2.69M"])
+def test_contrasts_change_one_thing_and_their_steps_add_up(size):
+    whole, *steps = zoo.contrasts(size)[:4]
+    assert steps[0].before == whole.before and steps[-1].after == whole.after
+    assert all(a.after == b.before for a, b in zip(steps, steps[1:], strict=False))
+    for c in zoo.contrasts(size)[1:]:
+        before, after = (vars(zoo.ROWS[row]) for row in (c.before, c.after))
+        changed = {field for field in before if before[field] != after[field]}
+        allowed = {"mixer": {"mixer", "heads"}, "size": {"dim", "depth"}}.get(c.change)
+        assert len(changed) == 1 if allowed is None else changed == allowed, c
+    assert set(zoo.control_rows(size)) <= set(zoo.table("controls").rows)
+    with pytest.raises(ValueError, match="size='3M' is not one of '0.5M', '2M', '2.69M'"):
+        zoo.contrasts("3M")
+
+
+def test_controls_follow_the_ledger():
+    ledger = [made(row, s, top1) for row, top1 in (("ViT/0.5M", 40.0), ("ViT/0.5M-mean", 50.0)) for s in (0, 1)]
+    frame = tables.controls(ledger, "cifar100", "0.5M").set_index("what changes")["ours, released"]
+    assert frame["pooling"].startswith("+10.00 [") and frame["pooling"].endswith("n = 2")
+    assert (frame.drop("pooling") == tables.NOT_RUN).all()
+    assert (tables.controls(ledger, "cifar10", "0.5M")["ours, released"] == tables.NOT_RUN).all()
+
+
+def test_selection_is_best_minus_last():
+    frame = tables.selection([r for r in records.read()[0] if r.protocol == "sketch"])
+    assert set(frame["protocol"]) == {"sketch"} and (frame["best − last, mean"].astype(float) >= 0).all()
+
+
+def test_passes_compares_released_with_paper():
+    ledger = [made("ViT", 0, 60.0), made("ViT", 0, 55.0, protocol="paper")]
+    d = tables.passes(ledger, "cifar100", "ViT")
+    assert d.mean == pytest.approx(5) and d.n == 1 and tables.passes(ledger[:1], "cifar100", "ViT") is None

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lkca import data, records, work
+from lkca import data, records, work, zoo
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
@@ -15,7 +15,9 @@ TODO = [("digits", TINY, "ViT/0.5M-LKCA"), ("cifar10", TINY, "ViT/0.5M"), ("digi
 
 def test_the_order_is_by_what_a_cell_decides():
     order = [(name, p.name, row) for name, p, row in work.cells()]
-    assert len(order) == len(set(order)) == 36 + 8  # every row of three tables, and eight main cells under `paper`
+    assert len(order) == len(set(order)) == 36 + 8 + 28  # three tables, the main rows under `paper`, controls
+    assert not {row for _, _, row in order[:-28]} & set(zoo.CONTROLS.rows)
+    assert {row for _, _, row in order[-28:]} <= set(zoo.CONTROLS.rows)
     assert order[:4] == [("tiny-imagenet", "released", row) for row in work.MAIN_ROWS]
     assert {p for _, p, _ in order[:16]} == {"released", "paper"} and {n for n, *_ in order[:16]} == {
         "tiny-imagenet",
