@@ -72,6 +72,42 @@ def trained(job: Job, found: Sequence[Record]) -> HTML:
     return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])
 
 
+def claims(frame: pd.DataFrame) -> HTML:
+    """`tables.claims` for the page, each verdict beside its evidence and a link to it."""
+    cards = (
+        f"<li><p class='lkca-quote'>“{html.escape(c.quote)}” <span>section {c.where}</span></p>".replace(
+            "section abstract", "abstract"
+        )
+        + f"<p><strong class='lkca-verdict'>{html.escape(c.verdict)}</strong> {html.escape(c.evidence)} "
+        f"<a href='../{c.link}.html'>evidence</a></p></li>"
+        for c in frame.itertuples()
+    )
+    return HTML(f"<ul class='lkca-claims'>{''.join(cards)}</ul>")
+
+
+def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str, protocol: str) -> HTML:
+    """The contrasts of one size as points with their intervals, under one protocol; those not run are named."""
+    found = {c.change: tables.paired(*tables.cells(ledger, dataset, protocol, c)) for c in zoo.contrasts(size)}
+    drawn = {change: d for change, d in found.items() if d}
+    with style():
+        figure = Figure(figsize=(7.2, 0.42 * max(len(drawn), 1) + 1.1), layout="constrained")
+        ax = figure.subplots()
+        for y, d in enumerate(drawn.values()):
+            colour = {1: LKCA, -1: VIT, 0: "#777777"}[d.sign]
+            ax.errorbar(d.mean, y, xerr=[[d.mean - d.low], [d.high - d.mean]], fmt="o", color=colour, capsize=3, lw=1.8)
+        ax.axvline(0, color=INK, lw=1)
+        ax.set_yticks(range(len(drawn)), list(drawn))
+        ax.invert_yaxis()
+        ax.set_xlabel("points of top-1, with 95 % interval")
+        ax.grid(axis="x", alpha=0.15, color=INK)
+        words = [f"{change} {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" for change, d in drawn.items()]
+        missing = [change for change, d in found.items() if not d]
+        caption = (
+            f"What each change does to accuracy on {dataset} at {size} under {protocol}: {'; '.join(words) or 'none'}."
+        )
+        return show(figure, caption + (f" Not run: {', '.join(missing)}." if missing else ""))
+
+
 def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = ()) -> HTML:
     """`tables.compare` for the page; below it why a count differs, and every broken record that was left out."""
     frame = tables.compare(table, ledger)

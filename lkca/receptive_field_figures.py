@@ -22,6 +22,7 @@ from lkca.vit import ViT
 COLOURS = ("#D55E00", "#0072B2", "#009E73")  # Okabe and Ito's vermillion, blue and green
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 TOKENS = {"centre": (4, 4), "edge": (0, 4), "corner": (0, 0)}  # on the 8 x 8 grid
+GRID = (zoo.GRID, zoo.GRID)
 Models = Mapping[str, ViT]
 
 
@@ -212,8 +213,7 @@ def kernels_figure(model: ViT) -> HTML:
 def attention_figure(model: ViT, images: Tensor) -> HTML:
     """ViT's mean attention by offset from query to key, a panel a layer and head, above the uniform attention."""
     scores = rf.attention_maps(model, images)
-    grid = (zoo.GRID, zoo.GRID)
-    kernels = rf.toeplitz_fit(scores.mean(2), grid) * grid[0] * grid[1]  # 1 is uniform
+    kernels = rf.toeplitz_fit(scores.mean(2), GRID) * zoo.GRID**2  # 1 is uniform
     logs = kernels.clamp_min(2**-6).log2()
     shares = explained_table(scores)
     with figures.style():
@@ -230,7 +230,7 @@ def attention_figure(model: ViT, images: Tensor) -> HTML:
 
 def explained_table(scores: Tensor) -> pd.DataFrame:
     """By layer and head, the share of the trained attention that a fixed matrix explains, and that a kernel does."""
-    fixed, kernel = rf.explained(scores, (zoo.GRID, zoo.GRID))
+    fixed, kernel = rf.explained(scores, GRID)
     lines = {
         f"layer {i}": {
             f"head {j}": f"{100 * k:.0f} % of {100 * f:.0f} %" for j, (f, k) in enumerate(zip(fs, ks, strict=True), 1)
@@ -240,7 +240,10 @@ def explained_table(scores: Tensor) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def explained_overall(model: ViT, images: Tensor) -> tuple[float, float]:
-    """The two shares of `rf.explained`, in percent, mean over layers and heads."""
-    fixed, kernel = rf.explained(rf.attention_maps(model, images), (zoo.GRID, zoo.GRID))
-    return 100 * fixed.mean().item(), 100 * kernel.mean().item()
+def explained_sentence(model: ViT, images: Tensor) -> HTML:
+    """The two shares of `rf.explained`, mean over layers and heads, in words."""
+    fixed, kernel = (100 * share.mean().item() for share in rf.explained(rf.attention_maps(model, images), GRID))
+    return HTML(
+        f"<p>Of this ViT's attention, mean over layers and heads, a fixed matrix explains {fixed:.1f} % and a kernel "
+        f"{kernel:.1f} %. The rest, {100 - kernel:.1f} %, LKCA cannot express.</p>"
+    )

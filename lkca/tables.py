@@ -262,6 +262,41 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
     )
 
 
-def passes(ledger: Sequence[Record], dataset: str, row: str) -> Difference | None:
-    """`released` - `paper` for a row, paired by seed: what two more passes an epoch add."""
-    return paired(of_cell(ledger, dataset, "paper", row), of_cell(ledger, dataset, "released", row))
+def passes_table(ledger: Sequence[Record], dataset: str, rows: Sequence[str]) -> pd.DataFrame:
+    """`released` - `paper` for some rows, paired by seed: what two more passes an epoch add (strings)."""
+    lines = []
+    for row in rows:
+        paper, released = (of_cell(ledger, dataset, protocol, row) for protocol in ("paper", "released"))
+        lines.append(
+            {
+                "row": row,
+                "paper, 100 passes": _accuracy(paper),
+                "released, 300 passes": _accuracy(released),
+                "released − paper": _interval(paired(paper, released)),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def claims(ledger: Sequence[Record]) -> pd.DataFrame:
+    """Each claim of the paper with its verdict: by its proof as written down, or by the ledger where it is of a table.
+
+    Columns ``where``, ``quote``, ``verdict``, ``evidence`` and ``link`` (a page of the book, without its ending), as
+    text. Of a table whose rows cannot be built here the verdict is "not run".
+    """
+    frame = pd.read_csv(records.RESULTS / "paper" / "claims.csv", dtype=str, keep_default_na=False)
+    for i, basis in frame.basis.items():
+        if basis.startswith("table "):
+            frame.loc[i, "verdict"] = _table_verdict(int(basis.removeprefix("table ")), ledger)
+    return frame
+
+
+def _table_verdict(table: int, ledger: Sequence[Record]) -> str:
+    """A table's verdict over its pairs in words; "not run" without any."""
+    found = [verdict(table, ledger, *pair) for pair in pairs(table)] if table in zoo.TABLES else []
+    counted = {word: found.count(word) for word in VERDICTS if word in found}
+    if set(counted) <= {NOT_RUN}:
+        return NOT_RUN
+    if len(counted) == 1:
+        return next(iter(counted))
+    return ", ".join(f"{word} for {n} of {len(found)}" for word, n in counted.items())

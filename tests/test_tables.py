@@ -142,5 +142,5 @@ def test_selection_is_best_minus_last():
 
 def test_passes_compares_released_with_paper():
     ledger = [made("ViT", 0, 60.0), made("ViT", 0, 55.0, protocol="paper")]
-    d = tables.passes(ledger, "cifar100", "ViT")
-    assert d.mean == pytest.approx(5) and d.n == 1 and tables.passes(ledger[:1], "cifar100", "ViT") is None
+    found = tables.passes_table(ledger, "cifar100", ["ViT", "ViT-LKCA"])["released − paper"]
+    assert found[0].startswith("+5.00 [") and found[0].endswith("n = 1") and found[1] == tables.NOT_RUN
