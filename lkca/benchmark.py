@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import lkca
-from lkca import augment, complexity, data, operator, train, zoo
+from lkca import augment, complexity, data, operator, records, train, zoo
 from lkca.protocols import PROTOCOLS
 from lkca.records import RESULTS, Record
 from lkca.stack import Stack
@@ -414,6 +414,47 @@ def forms_table(machine: dict) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
+
+
+def goals(machines: Sequence[dict]) -> pd.DataFrame:
+    """What the engine was meant to reach, on a CPU and on each of WANTED, and what was measured (strings)."""
+    lines = []
+    wanted = {name: next((m for m in machines if name in m["device"]), None) for name in WANTED}
+    for name, m in [(m["device"], m) for m in machines if "threads" in m["device"]] + list(wanted.items()):
+        rates = {(r["group"], r["setting"]["label"]): r["images_per_second"] or 0 for r in m["rates"]} if m else {}
+        ladder = [speed for (group, _), speed in rates.items() if group == "ladder"] or [0, 0]
+        conventional, augment_ = ladder[0] or 1, list(m["augmentation"].values()) if m else [1, 0]
+        times = ladder[-1] / conventional
+        if m in wanted.values():
+            stacked = max((speed for (group, _), speed in rates.items() if group == "seeds"), default=0)
+            found = [
+                ("one seed, images/s", 40_000, rates.get(("ladder", "CUDA graph"), 0)),
+                ("stacked seeds, images/s", 120_000, stacked),
+                ("augmentation alone, images/s", 500_000, augment_[-1]),
+                ("× the conventional pipeline", 10, times),
+            ]
+        else:
+            found = [
+                ("ViT-LKCA, × its convolution form", 10, times),
+                ("ViT-LKCA, × ViT", 1, rates["rows", "ViT-LKCA"] / rates["rows", "ViT"]),
+                ("augmentation on one core, × torchvision's", 3, augment_[1] / augment_[0]),
+            ]
+        for goal, least, speed in found:
+            lines.append(
+                {
+                    "device": name,
+                    "goal": goal,
+                    "at least": f"{least:,}",
+                    "measured": f"{speed:,.{0 if least > 100 else 1}f}" if m else "not measured",
+                    "": ("reached" if speed >= least else "missed") if m else "",
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def engine_runs(results_root: Path = RESULTS) -> list[Record]:
+    """Runs made to compare engines, one ledger a version in ``results/engines/``: no table shows them."""
+    return [r for folder in sorted((Path(results_root) / "engines").iterdir()) for r in records.read(folder)[0]]
 
 
 def by_version(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.DataFrame:

@@ -63,3 +63,28 @@ def test_a_wanted_device_is_named_until_it_is_measured():
     (machine, *_) = benchmark.read()
     measured = benchmark.provenance([machine | {"device": "NVIDIA H200"}])
     assert list(measured["device"]) == ["NVIDIA H200"] and "not measured" not in set(measured["measured"])
+
+
+def test_goals_say_reached_missed_or_not_measured():
+    rates = [("ladder", "a", 10.0), ("ladder", "b", 99.0), ("rows", "ViT", 50.0), ("rows", "ViT-LKCA", 60.0)]
+    machine = {
+        "device": "a CPU, 2 threads",
+        "rates": [{"group": g, "setting": {"label": label}, "images_per_second": v} for g, label, v in rates],
+        "augmentation": {"torchvision": 10.0, "batched": 65.0},
+    }
+    frame = benchmark.goals([machine])
+    assert frame["measured"].tolist() == ["9.9", "1.2", "6.5", *["not measured"] * 4]
+    assert frame[""].tolist() == ["missed", "reached", "reached", "", "", "", ""]
+    rates = [("ladder", "PIL", 1e4), ("ladder", "CUDA graph", 5e4), ("ladder", "last", 9e4), ("seeds", "16 seeds", 1e5)]
+    machine["rates"] = [{"group": g, "setting": {"label": label}, "images_per_second": v} for g, label, v in rates]
+    frame = benchmark.goals([machine | {"device": "NVIDIA H200", "augmentation": {"batched, GPU": 6e5}}])
+    assert frame["measured"].tolist() == ["50,000", "100,000", "600,000", "9.0"]
+    assert frame[""].tolist() == ["reached", "missed", "reached", "missed"]
+
+
+def test_both_engines_have_runs_of_the_same_settings():
+    runs = benchmark.engine_runs()
+    assert len({r.protocol_hash for r in runs}) == 1
+    for row in ("ViT/0.5M", "ViT/0.5M-LKCA"):
+        seeds = [[r.seed for r in runs if r.row == row and r.versions["lkca"][:3] == v] for v in ("0.1", "0.2")]
+        assert all(len(s) == len(set(s)) >= 3 for s in seeds)
