@@ -61,39 +61,43 @@ def images_for(record: Record, n: int, source: str = "photographs", data_root: P
     return (images / 255 - mean) / std
 
 
-def fields_figure(columns: Mapping[str, Models], images: Tensor, token: tuple[int, int], *, log: bool) -> HTML:
-    """Effective receptive fields of one token on one colour scale: a row a model, a column a state of training."""
-    names = list(next(iter(columns.values())))
-    maps = {(c, n): rf.shares(models[n], images, token).mean(0) for c, models in columns.items() for n in names}
+def fields_figure(columns: Mapping[str, tuple[Models, str]], images: Tensor, *, log: bool) -> HTML:
+    """Effective receptive fields on one colour scale: a row a model; a column some models and which of TOKENS."""
+    names = list(next(iter(columns.values()))[0])
+    maps = {
+        (title, name): rf.shares(models[name], images, TOKENS[token]).mean(0)
+        for title, (models, token) in columns.items()
+        for name in names
+    }
     top = max(m.max() for m in maps.values())
     low = top * 1e-4
     with figures.style():
-        figure = Figure(figsize=(2.4 * len(columns) + 0.9, 2.3 * len(names)), layout="constrained")
+        figure = Figure(figsize=(2.3 * len(columns) + 0.9, 2.2 * len(names)), layout="constrained")
         axes = figure.subplots(len(names), len(columns), squeeze=False)
-        for (c, n), share in maps.items():
-            ax = axes[names.index(n), list(columns).index(c)]
+        for (title, name), share in maps.items():
+            ax = axes[names.index(name), list(columns).index(title)]
             shown = np.log10(np.maximum(share, low)) if log else share
             limits = (np.log10(low), np.log10(top)) if log else (0, top)
             image = ax.imshow(shown, cmap="viridis", vmin=limits[0], vmax=limits[1])
             ax.set_xticks([])
             ax.set_yticks([])
-            if n == names[0]:
-                ax.set_title(c, fontsize=10)
-            if c == next(iter(columns)):
-                ax.set_ylabel(n, fontsize=10)
+            if name == names[0]:
+                ax.set_title(title, fontsize=10)
+            if title == next(iter(columns)):
+                ax.set_ylabel(name, fontsize=10)
         label = "share of the gradient a pixel" + (", powers of ten" if log else "")
         figure.colorbar(image, ax=axes, shrink=0.6, label=label)
-        where = {v: k for k, v in TOKENS.items()}.get(token, f"{token}")
         caption = (
-            f"Effective receptive field of the {where} token over {len(images)} images, "
-            f"{'logarithmic' if log else 'linear'} scale, the same for all panels. Rows: {', '.join(names)}; columns: "
-            f"{', '.join(columns)}."
+            f"Effective receptive fields, mean over {len(images)} images, {'logarithmic' if log else 'linear'} scale, "
+            f"the same for all panels. Rows: {', '.join(names)}. Columns: {', '.join(columns)}."
         )
         reached = {
-            f"{n}, {c}": {"largest share of a pixel": f"{m.max():.4f}", "pixels above 1/10 of it":
-                          f"{100 * (m > m.max() / 10).mean():.0f} %"}
-            for (c, n), m in maps.items()
-        }  # fmt: skip
+            f"{name}, {title}": {
+                "largest share of a pixel": f"{m.max():.4f}",
+                "pixels above 1/100 of it": f"{100 * (m > m.max() / 100).mean():.0f} %",
+            }
+            for (title, name), m in maps.items()
+        }
         return figures.show(figure, caption, pd.DataFrame.from_dict(reached, orient="index"))
 
 
