@@ -235,7 +235,7 @@ def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
         }
         for protocol in SHOWN:
             line[f"ours, {protocol}"] = _interval(paired(*cells(ledger, dataset, protocol, c)))
-        lines.append(line | {"which tells": c.tells})
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
