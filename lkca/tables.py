@@ -153,8 +153,8 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
-    """Every record behind a table, so that each number can be walked back to the run that made it (strings)."""
+def runs(found: Sequence[Record]) -> pd.DataFrame:
+    """Records as lines, so that each number can be walked back to the run that made it (strings)."""
     lines = [
         {
             "row": r.row,
@@ -168,11 +168,21 @@ def runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
             "commit": r.git_commit[:7] + ("" if r.git_clean else " (changed)"),
             "record": records.path_of(r, "").name,
         }
-        for protocol in SHOWN
-        for r in select(table, ledger, protocol)
+        for r in found
     ]
     return pd.DataFrame(lines, columns=["row", "protocol", "seed", "last", "best", "device", "minutes", "images/s",
                                         "commit", "record"])  # fmt: skip
+
+
+def table_runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
+    """Every record behind a table."""
+    return runs([r for protocol in SHOWN for r in select(table, ledger, protocol)])
+
+
+def control_runs(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
+    """Every record behind the contrasts of a size on a data set."""
+    rows = zoo.control_rows(size)
+    return runs([r for protocol in SHOWN for row in rows for r in of_cell(ledger, dataset, protocol, row)])
 
 
 def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -> pd.DataFrame:

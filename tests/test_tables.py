@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lkca import figures, records, tables, zoo
+from lkca import data, figures, records, tables, zoo
 from lkca.protocols import PROTOCOLS
 
 TEMPLATE = records.read()[0][0]
@@ -96,7 +96,13 @@ def test_the_board_counts():
 
 def test_every_number_walks_back_to_its_record():
     ledger, _ = records.read()
-    names = {r for t in zoo.TABLES for r in tables.runs(t, ledger).record}
+    names = {r for t in zoo.TABLES for r in tables.table_runs(t, ledger).record}
+    names |= {
+        r
+        for name in data.DATASETS
+        for s in ("0.5M", "2M", "2.69M")
+        for r in tables.control_runs(ledger, name, s).record
+    }
     assert names == {records.path_of(r, "").name for r in ledger if r.protocol in tables.SHOWN}
 
 
