@@ -1,4 +1,7 @@
-"""Fail if a built page asks the network for a script, a style sheet, a font or an image: `check_offline.py DIR`."""
+"""Fail if a built page asks the network for a script, a style sheet, a font or an image, or weighs more than 5 MB.
+
+`check_offline.py DIR`
+"""
 
 import re
 import sys
@@ -11,15 +14,16 @@ REQUEST = re.compile(
 )
 
 
-def requests(folder: Path) -> list[str]:
-    """Every reference in the pages of ``folder`` that a browser would fetch from the network."""
+def faults(folder: Path) -> list[str]:
+    """Every page of ``folder`` that is too heavy, and every reference that a browser would fetch from the network."""
     pages = sorted(folder.rglob("*.html"))
     if not pages:
         raise SystemExit(f"{folder} holds no built pages")
-    return [f"{page}: {found}" for page in pages for found in REQUEST.findall(page.read_text(encoding="utf-8"))]
+    heavy = [f"{page}: {page.stat().st_size / 1e6:.1f} MB" for page in pages if page.stat().st_size > 5e6]
+    return heavy + [f"{page}: {found}" for page in pages for found in REQUEST.findall(page.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":
-    found = requests(Path(sys.argv[1]))
-    print("\n".join(found) or "No page asks the network for anything")
+    found = faults(Path(sys.argv[1]))
+    print("\n".join(found) or "Every page is light and asks the network for nothing")
     raise SystemExit(bool(found))

@@ -50,3 +50,23 @@ def test_stored_outputs_show_no_warning_and_no_place_on_the_machine_that_made_th
         assert outputs, f"{path.name} is stored without outputs"
         assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"], path.name
         assert not re.search(r"(?<![\w.<])/(home|root|tmp|usr|work|Users)/", json.dumps(outputs)), path.name
+
+
+def test_nothing_is_unpickled_from_disk():
+    for path in [*ROOT.glob("lkca/*.py"), *ROOT.glob("notebooks/*.ipynb")]:
+        for call in re.findall(r"torch\.load\(.*", path.read_text()):
+            assert "weights_only=True" in call, path.name
+        assert "import pickle" not in path.read_text(), path.name
+
+
+def test_every_figure_has_alternative_text_and_a_caption():
+    figures = 0
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                page = "".join(output.get("data", {}).get("text/html", ""))
+                for figure in re.findall(r"<figure.*?</figure>", page, re.DOTALL):
+                    figures += 1
+                    assert "<figcaption" in figure and ("aria-label=" in figure or "<canvas" in figure), path.name
+                assert "image/png" not in output.get("data", {}), path.name
+    assert figures >= 10
