@@ -1,8 +1,8 @@
 """How fast the engine is, one change a row: ``python -m lkca.benchmark`` measures this machine, in under ten minutes.
 
 The measurements of a machine are kept as one file in ``results/speed/``, with versions, device and commit; the book
-shows the newest of each device. Images are noise of CIFAR-100's size: speed does not depend on what they show. Every
-figure is an end-to-end rate that includes augmentation.
+shows the newest of each device (`lkca.speed`). Images are noise of CIFAR-100's size: speed does not depend on what they
+show. Every figure is an end-to-end rate that includes augmentation.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -26,16 +25,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import lkca
-from lkca import augment, complexity, data, operator, records, train, zoo
+from lkca import augment, data, operator, train, zoo
 from lkca.protocols import PROTOCOLS
-from lkca.records import RESULTS, Record
+from lkca.records import RESULTS
 from lkca.stack import Stack
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
 RECIPE = PROTOCOLS["released"]
 SIDES = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)  # of the grids on which the forms are timed
-WANTED = ("NVIDIA H200",)  # devices whose figures the page promises
-RUN = 117_100 * 128  # images that a `released` run on CIFAR trains on; it is evaluated 100 times on 10,000
 
 
 @dataclass(frozen=True)
@@ -320,159 +317,6 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
-
-
-def read(results_root: Path = RESULTS) -> list[dict]:
-    """All measured machines, by name of device."""
-    return [json.loads(f.read_text(encoding="utf-8")) for f in sorted((Path(results_root) / "speed").glob("*.json"))]
-
-
-def table(machine: dict, group: str) -> pd.DataFrame:
-    """A group of a machine's rates as text: with ratios, the share of its own matmul rate, and a whole run's time."""
-    lines, first, before = [], None, None
-    evaluate = machine["parts"]["evaluation"] / 128 * 100 * 10_000  # seconds of a run's 100 evaluations
-    for r in machine["rates"]:
-        if r["group"] != group:
-            continue
-        s, speed = Setting(**r["setting"]), r["images_per_second"]
-        if speed is None:
-            lines.append({"": s.label, "images/s": r["failed"]})
-            continue
-        first, before = first or speed, before or speed
-        macs = complexity.count(s.row, **SIZES).macs
-        lines.append(
-            {
-                "": s.label,
-                "images/s": f"{speed:,.0f}",
-                "× the row above": f"{speed / before:.2f}",
-                "× the first": f"{speed / first:.1f}",
-                f"of {machine['matmul_precision']} matmul": f"{100 * 6 * macs * speed / machine['matmul_flops']:.1f} %",
-                "hours a released run": f"{(RUN / speed + evaluate) / 3600:,.2f}",
-                "peak MiB": "–" if r["peak_mib"] is None else f"{r['peak_mib']:,.0f}",
-            }
-        )
-        before = speed
-    return pd.DataFrame(lines).fillna("")
-
-
-def provenance(machines: Sequence[dict]) -> pd.DataFrame:
-    """Which machines were measured, when, with what and at which commit; those of WANTED that were not say so."""
-    lines = [
-        {
-            "device": m["device"],
-            "measured": m["finished"][:10],
-            "PyTorch": m["versions"]["torch"],
-            "matrix product": f"{m['matmul_flops'] / 1e12:.2f} TFLOP/s, {m['matmul_precision']}",
-            "commit": m["git_commit"][:7] + ("" if m["git_clean"] else ", changed"),
-        }
-        for m in machines
-    ]
-    lines += [
-        {"device": name, "measured": "not measured"}
-        for name in WANTED
-        if not any(name in m["device"] for m in machines)
-    ]
-    return pd.DataFrame(lines).fillna("")
-
-
-def parts_table(machine: dict) -> pd.DataFrame:
-    """Where a step's time goes, as text."""
-    step = sum(seconds for part, seconds in machine["parts"].items() if part != "evaluation")
-    return pd.DataFrame(
-        {
-            "part": part,
-            "ms": f"{1000 * seconds:.1f}",
-            "of a step": "" if part == "evaluation" else f"{100 * seconds / step:.1f} %",
-        }
-        for part, seconds in machine["parts"].items()
-    )
-
-
-def augmentation_table(machine: dict) -> pd.DataFrame:
-    """Augmentation's rates as text, with the ratio to the first."""
-    first = next(iter(machine["augmentation"].values()))
-    return pd.DataFrame(
-        {"": name, "images/s": f"{speed:,.0f}", "× the first": f"{speed / first:.1f}"}
-        for name, speed in machine["augmentation"].items()
-    )
-
-
-def forms_table(machine: dict) -> pd.DataFrame:
-    """The forms side by side, by the grid's side, as text: milliseconds, and how much slower the convolution is."""
-    lines = []
-    for n in sorted({f["n"] for f in machine["forms"]}):
-        ms = {f["form"]: f["ms"] for f in machine["forms"] if f["n"] == n}
-        images = next(f["images"] for f in machine["forms"] if f["n"] == n)
-        best = min(ms, key=ms.__getitem__)
-        lines.append(
-            {
-                "grid": f"{n} × {n}",
-                "images": str(images),
-                **{f"{form}, ms": f"{t:,.1f}" for form, t in ms.items()},
-                "fastest": best,
-                "conv / fastest": f"{ms['conv'] / ms[best]:.0f}",
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def goals(machines: Sequence[dict]) -> pd.DataFrame:
-    """What the engine was meant to reach, on a CPU and on each of WANTED, and what was measured (strings)."""
-    lines = []
-    wanted = {name: next((m for m in machines if name in m["device"]), None) for name in WANTED}
-    for name, m in [(m["device"], m) for m in machines if "threads" in m["device"]] + list(wanted.items()):
-        rates = {(r["group"], r["setting"]["label"]): r["images_per_second"] or 0 for r in m["rates"]} if m else {}
-        ladder = [speed for (group, _), speed in rates.items() if group == "ladder"] or [0, 0]
-        conventional, augment_ = ladder[0] or 1, list(m["augmentation"].values()) if m else [1, 0]
-        times = ladder[-1] / conventional
-        if m in wanted.values():
-            stacked = max((speed for (group, _), speed in rates.items() if group == "seeds"), default=0)
-            found = [
-                ("one seed, images/s", 40_000, rates.get(("ladder", "CUDA graph"), 0)),
-                ("stacked seeds, images/s", 120_000, stacked),
-                ("augmentation alone, images/s", 500_000, augment_[-1]),
-                ("× the conventional pipeline", 10, times),
-            ]
-        else:
-            found = [
-                ("ViT-LKCA, × its convolution form", 10, times),
-                ("ViT-LKCA, × ViT", 1, rates["rows", "ViT-LKCA"] / rates["rows", "ViT"]),
-                ("augmentation on one core, × torchvision's", 3, augment_[1] / augment_[0]),
-            ]
-        for goal, least, speed in found:
-            lines.append(
-                {
-                    "device": name,
-                    "goal": goal,
-                    "at least": f"{least:,}",
-                    "measured": f"{speed:,.{0 if least > 100 else 1}f}" if m else "not measured",
-                    "": ("reached" if speed >= least else "missed") if m else "",
-                }
-            )
-    return pd.DataFrame(lines)
-
-
-def engine_runs(results_root: Path = RESULTS) -> list[Record]:
-    """Runs made to compare engines, one ledger a version in ``results/engines/``: no table shows them."""
-    return [r for folder in sorted((Path(results_root) / "engines").iterdir()) for r in records.read(folder)[0]]
-
-
-def by_version(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.DataFrame:
-    """Accuracy of each row by the package version and precision that trained it: mean, standard deviation, seeds."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for r in ledger:
-        if (r.dataset, r.protocol) == (dataset, protocol):
-            groups.setdefault((r.row, f"{r.versions['lkca']}, {r.precision}"), []).append(r)
-    return pd.DataFrame(
-        {
-            "row": row,
-            "engine": engine,
-            "top-1, %": f"{np.mean([r.top1 for r in runs]):.2f}",
-            "s.d.": f"{np.std([r.top1 for r in runs], ddof=1):.2f}" if len(runs) > 1 else "",
-            "seeds": ", ".join(str(r.seed) for r in runs),
-        }
-        for (row, engine), runs in sorted(groups.items())
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lkca import benchmark, complexity, figures
+from lkca import complexity, figures, speed
 from lkca.operator import FORMS, attention_matrix, lkca
 
 COLOURS = dict(zip(FORMS, ("#0072B2", "#D55E00", "#009E73"), strict=True))  # Okabe and Ito's
@@ -164,7 +164,7 @@ def forms_figure(machine: dict) -> HTML:
         ax.set_ylabel("µs a token")
         ax.grid(alpha=0.15, color=figures.INK)
         ax.legend(fontsize=9)
-        frame = benchmark.forms_table(machine)
+        frame = speed.forms_table(machine)
         won = {form: ", ".join(g.split()[0] for g in frame.grid[frame.fastest == form]) or "none" for form in FORMS}
         caption = (
             f"Forward and backward time of LKCA's forms for one token, 192 channels, float32, {machine['device']}. "

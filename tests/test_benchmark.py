@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lkca import benchmark, records
+from lkca import benchmark, records, speed
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def test_a_gpu_gets_every_step_of_the_ladder():
 
 
 def test_stored_machines_are_whole_and_tables_say_what_they_hold():
-    for machine in benchmark.read():
-        frame = benchmark.table(machine, "ladder")
+    for machine in speed.read():
+        frame = speed.table(machine, "ladder")
         rates = [r["images_per_second"] for r in machine["rates"] if r["group"] == "ladder"]
         assert [row.replace(",", "") for row in frame["images/s"]] == [f"{rate:.0f}" for rate in rates]
         assert machine["git_commit"] and machine["device"]
@@ -47,21 +47,21 @@ def test_failed_and_ratio_columns(tmp_path):
                "parts": {"evaluation": 1.28}, "matmul_flops": 1e12, "matmul_precision": "fp32"}  # fmt: skip
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed" / "x.json").write_text(json.dumps(machine))
-    frame = benchmark.table(benchmark.read(tmp_path)[0], "ladder")
+    frame = speed.table(speed.read(tmp_path)[0], "ladder")
     assert list(frame["× the first"]) == ["1.0", "", "4.0"] and frame["images/s"][1] == "OutOfMemoryError: x"
-    hours = (benchmark.RUN / 10 + 100 * 10_000 / 100) / 3600
+    hours = (speed.RUN / 10 + 100 * 10_000 / 100) / 3600
     assert frame["hours a released run"][0] == f"{hours:,.2f}"
 
 
 def test_engines_are_told_apart_by_version_and_precision():
-    frame = benchmark.by_version(records.read()[0], "cifar100", "sketch")
+    frame = speed.by_version(records.read()[0], "cifar100", "sketch")
     assert frame[frame.engine == "0.1.0, fp32"].seeds.tolist() == ["0, 1, 2", "0, 1, 2"]
 
 
 def test_a_wanted_device_is_named_until_it_is_measured():
-    assert benchmark.provenance([]).to_dict("records") == [{"device": "NVIDIA H200", "measured": "not measured"}]
-    (machine, *_) = benchmark.read()
-    measured = benchmark.provenance([machine | {"device": "NVIDIA H200"}])
+    assert speed.provenance([]).to_dict("records") == [{"device": "NVIDIA H200", "measured": "not measured"}]
+    (machine, *_) = speed.read()
+    measured = speed.provenance([machine | {"device": "NVIDIA H200"}])
     assert list(measured["device"]) == ["NVIDIA H200"] and "not measured" not in set(measured["measured"])
 
 
@@ -72,18 +72,18 @@ def test_goals_say_reached_missed_or_not_measured():
         "rates": [{"group": g, "setting": {"label": label}, "images_per_second": v} for g, label, v in rates],
         "augmentation": {"torchvision": 10.0, "batched": 65.0},
     }
-    frame = benchmark.goals([machine])
+    frame = speed.goals([machine])
     assert frame["measured"].tolist() == ["9.9", "1.2", "6.5", *["not measured"] * 4]
     assert frame[""].tolist() == ["missed", "reached", "reached", "", "", "", ""]
     rates = [("ladder", "PIL", 1e4), ("ladder", "CUDA graph", 5e4), ("ladder", "last", 9e4), ("seeds", "16 seeds", 1e5)]
     machine["rates"] = [{"group": g, "setting": {"label": label}, "images_per_second": v} for g, label, v in rates]
-    frame = benchmark.goals([machine | {"device": "NVIDIA H200", "augmentation": {"batched, GPU": 6e5}}])
+    frame = speed.goals([machine | {"device": "NVIDIA H200", "augmentation": {"batched, GPU": 6e5}}])
     assert frame["measured"].tolist() == ["50,000", "100,000", "600,000", "9.0"]
     assert frame[""].tolist() == ["reached", "missed", "reached", "missed"]
 
 
 def test_both_engines_have_runs_of_the_same_settings():
-    runs = benchmark.engine_runs()
+    runs = speed.engine_runs()
     assert len({r.protocol_hash for r in runs}) == 1
     for row in ("ViT/0.5M", "ViT/0.5M-LKCA"):
         seeds = [[r.seed for r in runs if r.row == row and r.versions["lkca"][:3] == v] for v in ("0.1", "0.2")]

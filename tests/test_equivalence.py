@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lkca import benchmark, complexity, equivalence
+from lkca import benchmark, complexity, equivalence, speed
 from lkca.operator import attention_matrix, lkca
 
 GRID = (3, 5)
@@ -112,7 +112,7 @@ def test_forms_figure_names_the_fastest():
     found = [{"n": n, "images": 1, "form": form, "ms": ms} for n, forms in times.items() for form, ms in forms.items()]
     text = equivalence.forms_figure({"device": "a chip", "forms": found}).data
     assert "matrix 8; conv none; fft 32" in text
-    assert benchmark.forms_table({"forms": found})["conv / fastest"].tolist() == ["9", "22"]
+    assert speed.forms_table({"forms": found})["conv / fastest"].tolist() == ["9", "22"]
 
 
 def test_a_machine_s_forms_are_measured(monkeypatch):
