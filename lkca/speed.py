@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_ind
 
 from lkca import complexity, records
 from lkca.benchmark import SIZES, Setting
@@ -166,3 +167,23 @@ def by_version(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.Data
         }
         for (row, engine), runs in sorted(groups.items())
     )
+
+
+def engine_differences(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.DataFrame:
+    """This engine's top-1 minus the first one's (0.1), for rows that both trained, with Welch's 95 % interval."""
+    lines = []
+    runs = [r for r in ledger if (r.dataset, r.protocol) == (dataset, protocol)]
+    for row in sorted({r.row for r in runs}):
+        first, now = ([r.top1 for r in runs if r.row == row and r.versions["lkca"].startswith("0.1") == old]
+                      for old in (True, False))  # fmt: skip
+        if min(len(first), len(now)) > 1:
+            interval = ttest_ind(now, first, equal_var=False).confidence_interval(0.95)
+            lines.append(
+                {
+                    "row": row,
+                    "this engine − the first": f"{np.mean(now) - np.mean(first):+.2f}",
+                    "95 % interval": f"[{interval.low:+.2f}, {interval.high:+.2f}]",
+                    "runs": f"{len(now)} and {len(first)}",
+                }
+            )
+    return pd.DataFrame(lines)

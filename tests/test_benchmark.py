@@ -88,3 +88,15 @@ def test_both_engines_have_runs_of_the_same_settings():
     for row in ("ViT/0.5M", "ViT/0.5M-LKCA"):
         seeds = [[r.seed for r in runs if r.row == row and r.versions["lkca"][:3] == v] for v in ("0.1", "0.2")]
         assert all(len(s) == len(set(s)) >= 3 for s in seeds)
+
+
+def test_engines_differ_by_less_than_their_seeds():
+    for runs, dataset, protocol in (
+        (records.read()[0], "cifar100", "sketch"),
+        (speed.engine_runs(), "digits", "digits"),
+    ):
+        frame = speed.engine_differences(runs, dataset, protocol)
+        assert frame.row.tolist() == ["ViT/0.5M", "ViT/0.5M-LKCA"]
+        for interval in frame["95 % interval"]:
+            low, high = map(float, interval.strip("[]").split(","))
+            assert low < 0 < high
