@@ -174,8 +174,8 @@ class Pyramid(nn.Module):
 class Segmenter(nn.Module):
     """Backbone, neck, decoder, classifier, and for UPerNet an auxiliary head that only training uses.
 
-    Shapes: (B, 3, crop, crop) -> a tuple of logits (B, K, h, w), at the size of the decoder's map: the decoder's, and
-    in training the auxiliary head's, if there is one.
+    Shapes: (B, 3, crop, crop) -> logits (B, K, h, w) at the size of the decoder's map. In training a tuple: these, and
+    the auxiliary head's if there is one.
     """
 
     stackable = False  # BatchNorm keeps running means in place
@@ -204,13 +204,13 @@ class Segmenter(nn.Module):
             nn.init.normal_(head[-1].weight, std=0.01)
             nn.init.zeros_(head[-1].bias)
 
-    def forward(self, image_BCHW: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image_BCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits of normalised images."""
         maps = self.neck(self.backbone(image_BCHW))
         logits = self.classifier(self.decoder(maps[:]))
-        if not self.training or self.auxiliary is None:
-            return (logits,)
-        return logits, self.auxiliary(maps[self.tap])
+        if not self.training:
+            return logits
+        return (logits, self.auxiliary(maps[self.tap])) if self.auxiliary else (logits,)
 
 
 def row(name: str) -> Row:
