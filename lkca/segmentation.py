@@ -121,6 +121,8 @@ class Transformer(nn.Module):
         super().__init__()
         if crop % patch_size:
             raise ValueError(f"patch_size={patch_size} does not divide a crop of {crop} pixels")
+        if depth < 4:
+            raise ValueError(f"depth={depth} is less than the four maps")
         self.patch_size, self.grid, self.channels = patch_size, (crop // patch_size,) * 2, [dim] * 4
         self.embed = nn.Conv2d(3, dim, patch_size, stride=patch_size, bias=False)
         self.class_token = nn.Parameter(torch.zeros(dim)) if mixer == "vit" else None
