@@ -11,7 +11,7 @@ then one gather on the device (`lkca.scene_augment`).
 import hashlib
 import http.client
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +99,13 @@ class Pictures:
     def to(self, device: str) -> "Pictures":
         """The same pictures with their buffers on ``device``."""
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+
+    def pick(self, numbers: Sequence[int]) -> "Pictures":
+        """A copy of some pictures, in that order."""
+        sizes = self.sizes[list(numbers)]
+        pixels = torch.cat([self.image(i).permute(1, 2, 0).reshape(-1, 3) for i in numbers])
+        labels = torch.cat([self.label(i).reshape(-1) for i in numbers])
+        return Pictures(pixels, labels, sizes, sizes.prod(axis=1).cumsum() - sizes.prod(axis=1))
 
     def first(self, n: int) -> "Pictures":
         """The first ``n`` pictures."""

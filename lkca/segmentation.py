@@ -78,8 +78,9 @@ ROWS = {
     "ViT-S/FPN": Row("vit", "fpn", 384, **_SMALL | {"patch_size": 16}, finding=_FPN),
     "Twins_PCPVT-S/FPN": Row(
         "twins", "fpn", 256, head=128, drop_path=0.2,
-        deviation="MMSegmentation's model of this name has 27.86M parameters and 44.65G; the paper prints 33.43M and "
-        "49.74G. No width, neck or head tried gives the printed pair, so the library's own model stands here.",
+        deviation="MMSegmentation's model of this name has 27.86M parameters and, by its own counter, 44.65G; the "
+        "paper prints 33.43M and 49.74G. No width, neck or head tried gives the printed pair, so the library's own "
+        "model stands here.",
     ),
     "LKCA-S/FPN": Row("lkca", "fpn", 384, **_SMALL | {"patch_size": 16}, mlp_ratio=3, finding=_FPN),
 }  # fmt: skip
