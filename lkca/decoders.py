@@ -7,7 +7,6 @@ torchvision; the neck and FPN's head are here, because no kept library has them.
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
@@ -45,6 +44,9 @@ class UPerNet(nn.Module):
     """
 
     def __init__(self, maps: list[int], channels: int, *, norms: bool):
+        # here, so that a machine that trains other rows need not have it
+        from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+
         super().__init__()
         self.decoder = UPerNetDecoder([3, 0, *maps], encoder_depth=5, decoder_channels=channels)
         if not norms:

@@ -10,6 +10,7 @@ Shape suffixes: S seeds, G steps of a block, B images, K classes, H x W an image
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -255,3 +256,10 @@ def record(curve: list[dict], end: dict, **common: object) -> SegmentationRecord
     points = [Stage(**point) for point in curve]
     last = points[-1]
     return SegmentationRecord(curve=points, aacc=last.aacc, miou=last.miou, miou10=last.miou10, **end, **common)
+
+
+def load(run: SegmentationRecord, results_root: Path = records.RESULTS) -> segmentation.Segmenter:
+    """The trained model of a run whose weights were kept, in evaluation mode; raises RecordError if they were not."""
+    model = segmentation.build(run.row, crop=run.image_size, num_classes=run.num_classes)
+    model.load_state_dict(records.read_weights(run, results_root))
+    return model.eval()

@@ -15,7 +15,6 @@ import functools
 import math
 from dataclasses import dataclass
 
-import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -164,6 +163,8 @@ class Pyramid(nn.Module):
     """A comparator of timm: (B, 3, H, W) -> its four maps at 1/4, 1/8, 1/16 and 1/32, ``channels`` of them wide."""
 
     def __init__(self, name: str, **settings: object):
+        import timm  # here, so that a machine that trains other rows need not have it
+
         super().__init__()
         self.body = timm.create_model(name, pretrained=False, num_classes=0, **settings)
         self.channels = [info["num_chs"] for info in self.body.feature_info][-4:]

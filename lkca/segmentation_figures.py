@@ -53,8 +53,8 @@ def curves(table: int, ledger: Sequence[SegmentationRecord]) -> HTML:
         words = "; ".join(f"{line.row} {line.aacc:.2f} and {line.miou:.2f}" for line in last.itertuples())
         run = sum(bool(tables.of_cell(ledger, tables.DATASET, f"table{table}", row)) for row in set(paper.row))
         caption = (
-            f"Table {table} over iterations, the paper's numbers dashed. At {paper.iterations.max():,} iterations, aAcc "
-            f"and mIoU of the ten best classes: {words}. Of its {paper.row.nunique()} rows, {run or 'none'} "
+            f"Table {table} over iterations, the paper's numbers dashed. At {paper.iterations.max():,} iterations, "
+            f"aAcc and mIoU of the ten best classes: {words}. Of its {paper.row.nunique()} rows, {run or 'none'} "
             f"{'has' if run == 1 else 'have'} been run here in full."
         )
         return show(figure, caption)
@@ -84,13 +84,6 @@ def own_curves(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str
         ax.set_ylabel("mIoU, %")
         ax.grid(axis="y", alpha=0.15, color=INK)
         return show(figure, f"mIoU on {dataset} over iterations under {protocol}, a line a seed: {'; '.join(words)}.")
-
-
-def load(run: SegmentationRecord, results_root: Path = records.RESULTS) -> segmentation.Segmenter:
-    """The trained model of a run whose weights were kept, in evaluation mode; raises RecordError if they were not."""
-    model = segmentation.build(run.row, crop=run.image_size, num_classes=run.num_classes)
-    model.load_state_dict(records.read_weights(run, results_root))
-    return model.eval()
 
 
 def predict(model: segmentation.Segmenter, run: SegmentationRecord, pictures: scenes.Pictures) -> list[np.ndarray]:
@@ -129,7 +122,8 @@ def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], capt
         rows += "<tr>" + "".join(f'<td><img src="{png}" alt="{alt}"></td>' for png, alt in cells) + "</tr>"
     square = "display:inline-block;width:.8em;height:.8em"
     key = " ".join(
-        f'<span style="white-space:nowrap"><span style="background:{colour};{square}"></span> {html.escape(name)}</span>'
+        f'<span style="white-space:nowrap"><span style="background:{colour};{square}"></span> '
+        f"{html.escape(name)}</span>"
         for name, colour in zip(classes, _COLOURS, strict=True)
     )
     text = html.escape(caption)
@@ -149,7 +143,7 @@ def digit_pictures(ledger: Sequence[SegmentationRecord], numbers: Sequence[int] 
     }
     for row in segmentation.TINY:
         for run in tables.of_cell(ledger, ds.name, "reduced", row)[:1]:
-            found = predict(load(run), run, ds.test.first(max(shown) + 1))
+            found = predict(segment.load(run), run, ds.test.first(max(shown) + 1))
             columns[f"{row}, mIoU {run.miou:.1f}"] = [_coloured(found[i]) for i in shown]
     caption = (
         f"Scenes from the test set with their truth, and the predictions of {', '.join(list(columns)[2:]) or 'none'}."
@@ -163,7 +157,7 @@ def keep_predictions(
     """Write the truth and a run's predictions of some test pictures as small label maps; no image of the data set."""
     folder.mkdir(parents=True, exist_ok=True)
     part = ds.test.pick(numbers)
-    found = predict(load(run), run, part)
+    found = predict(segment.load(run), run, part)
     for i, number in enumerate(numbers):
         for name, labels in (("truth", part.label(i).numpy()), (run.row.replace("/", "_"), found[i])):
             _coloured(labels[::2, ::2]).save(folder / f"{ds.name}--{number}--{name}.png", optimize=True)

@@ -10,16 +10,19 @@ stands beside the mean over all here.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 
-from lkca import records, segment, segmentation
+from lkca import records, scenes, segment, segmentation
 from lkca.records import SegmentationRecord
 from lkca.tables import NOT_RUN
 
 DATASET = "ade20k"
 SETTING = {"crop": 512, "num_classes": 150}  # what the columns were counted at
+MEASURES = {"aacc": "aAcc", "miou": "mIoU", "miou10": "mIoU, 10 best"}
 SELECTION = (
     "mIoU is the mean over all classes that occur. mIoU, 10 best, is the paper's: the mean over the ten classes with "
     "the highest IoU, chosen on the test set after training. With 150 classes it leaves out the 140 that a model does "
@@ -159,9 +162,6 @@ def inconsistencies(table: int) -> list[str]:
     return found
 
 
-MEASURES = {"aacc": "aAcc", "miou": "mIoU", "miou10": "mIoU, 10 best"}
-
-
 def settings(*names: str) -> pd.DataFrame:
     """Every field of the protocols, with its origin (strings)."""
     protocols = [segment.PROTOCOLS[name] for name in names]
@@ -222,6 +222,22 @@ def per_class(ledger: Sequence[SegmentationRecord], dataset: str, classes: Seque
             share = f"{100 * found[0].truth[k] / sum(found[0].truth):.2f}" if found else share
         lines.append(line | {"share of the pixels, %": share})
     return pd.DataFrame(lines)
+
+
+def two_ways(ledger: Sequence[SegmentationRecord], dataset: str = "digit-scenes") -> pd.DataFrame:
+    """The small rows' kept models tested by sliding window and on whole images, kernels resized (strings)."""
+    lines, ds = [], scenes.load(dataset)
+    for row in segmentation.TINY:
+        for run in of_cell(ledger, dataset, "reduced", row)[:1]:
+            p, model = segment.PROTOCOLS[run.protocol], segment.load(run)
+            ways = {
+                "sliding window": partial(segment.slide, model, crop=p.crop, stride=p.stride),
+                "whole image": partial(segment.whole, model),
+            }
+            for way, scores in ways.items():
+                found = records.measures(**segment.measure(scores, segment.subset(ds, p), torch.float32))
+                lines.append({"row": row, "evaluated by": way} | {MEASURES[k]: f"{v:.2f}" for k, v in found.items()})
+    return pd.DataFrame(lines, columns=["row", "evaluated by", *MEASURES.values()])
 
 
 def runs(found: Sequence[SegmentationRecord]) -> pd.DataFrame:
