@@ -25,6 +25,7 @@ from lkca.stack import Stack
 BLOCK = 8  # steps whose images are augmented together
 AT, SHOWN = "iteration", "miou"  # what a point of the curve is counted in, and what a log line shows of it
 WINDOWS = 32  # crops that are evaluated at a time
+PIXELS = 1_500_000  # of pictures that are evaluated at a time, at least one picture
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,9 @@ def predictions(
     for i, (size, small) in enumerate(zip(pictures.sizes.tolist(), scaled.tolist(), strict=True)):
         groups[tuple(size), tuple(small)].append(i)
     for (size, small), members in groups.items():
-        for start in range(0, len(members), 8):
-            part = members[start : start + 8]
+        at_once = max(1, PIXELS // max(size[0] * size[1], small[0] * small[1]))
+        for start in range(0, len(members), at_once):
+            part = members[start : start + at_once]
             images = torch.stack([pictures.image(i) for i in part]).to(dtype)
             x = augment.normalise(_at(images, small).round().to(dtype), mean, std)
             yield part, _at(scores(x), size).argmax(1)
