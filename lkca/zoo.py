@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lkca import comparators
+from lkca.comparators import Comparator
 from lkca.vit import ViT
 
 GRID = 8  # patches a side
@@ -100,6 +102,9 @@ def _controls(size: str) -> dict[str, Row]:
     }
 
 
+# Tables 4 and 5 call rows of Tables 1-3 by other names; `canonical` maps them to one, so that their runs are shared.
+ALIASES = {"ViT-Lite": "ViT/1M", "ViT-Small": "ViT", "LKCA-T": "ViT/1M-LKCA", "LKCA-B": "ViT-LKCA"}
+
 _TABLES_1_TO_3 = tuple(row for row in ROWS if row != "LKCA-L")
 ROWS |= _controls("ViT/0.5M") | _controls("ViT/2M") | _controls("ViT")
 TABLES = {
@@ -148,11 +153,18 @@ def control_rows(size: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for c in contrasts(size) for name in (c.before, c.after)))
 
 
-def row(name: str) -> Row:
+def canonical(name: str) -> str:
+    """The one name of a row, whichever of the paper's names it is called by."""
+    return ALIASES.get(name, name)
+
+
+def row(name: str) -> Row | Comparator:
     """The settings of a row; raises ValueError naming the rows there are."""
-    if name not in ROWS:
-        raise ValueError(f"row {name!r} does not exist; the rows are {', '.join(ROWS)}")
-    return ROWS[name]
+    name = canonical(name)
+    found = ROWS.get(name) or comparators.ROWS.get(name)
+    if not found:
+        raise ValueError(f"row {name!r} does not exist; the rows are {', '.join((*ROWS, *comparators.ROWS))}")
+    return found
 
 
 def build(
@@ -174,6 +186,9 @@ def build(
         ValueError: on a name that does not exist or a size that has no 8 x 8 grid.
     """
     r = row(name)
+    if isinstance(r, Comparator):
+        size = {"image_size": image_size, "num_classes": num_classes}
+        return comparators.build(canonical(name), **size, drop_path=drop_path)
     if image_size % GRID or image_size <= 0:
         raise ValueError(f"image_size={image_size} has no {GRID} x {GRID} grid of patches: use a multiple of {GRID}")
     return ViT(
