@@ -109,7 +109,9 @@ def _swin(size: int, classes: int, *, dim: int, depths: tuple, heads: tuple) -> 
         window_size=4, mlp_ratio=2.0, drop_path_rate=0.0,
     )  # fmt: skip
     model.patch_embed = nn.Sequential(model.patch_embed, _Position(16, dim))
-    model.head.global_pool = nn.Sequential(Rearrange("b h w d -> b d h w"), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.head.global_pool = nn.Sequential(
+        Rearrange("b h w d -> b d (h w)"), nn.AvgPool1d(16), nn.Flatten()
+    )  # of the last, 4 x 4 map
     return model
 
 
