@@ -34,15 +34,15 @@ class DropPath(nn.Module):
         model: images to logits, its own stochastic depth at rate 0.
         rates: of the branches, by the branch's module name. A branch's output is what is added to the stream.
         calls: how often a forward pass calls these branches in all, more than once each in RegionViT.
-        stackable: see `Family`.
+        stackable, capturable: see `Family`; for the engine.
 
     Shapes: (B, 3, H, W) -> (B, classes). ``num_draws`` is how many uniform numbers a sample needs, one a call in the
     order of the calls, or 0 if every rate is 0.
     """
 
-    def __init__(self, model: nn.Module, rates: Mapping[str, float], calls: int, *, stackable: bool = True):
+    def __init__(self, model: nn.Module, rates: Mapping[str, float], calls: int, *, stackable: bool, capturable: bool):
         super().__init__()
-        self.model, self.stackable = model, stackable
+        self.model, self.stackable, self.capturable = model, stackable, capturable
         self.num_draws = calls if any(rates.values()) else 0
         self._draws = _Draws()
         if self.num_draws:
@@ -206,8 +206,9 @@ class Family:
         build: (image size, classes, a row's settings) -> module.
         branches: patterns of the names of its residual branches, with how often a forward pass calls each.
         step: image sizes are multiples of it.
-        stackable: whether `torch.vmap` computes over stacked parameters what each model alone would.
-        note: what a reader must know of it, if anything.
+        stackable: whether `torch.vmap` computes over stacked parameters what each model alone would. CrossViT's dropout
+            draws from torch's generator.
+        capturable: whether a CUDA graph can hold its step. RegionViT's forward pass copies a constant from the host.
     """
 
     library: str
@@ -215,7 +216,7 @@ class Family:
     branches: Mapping[str, int]
     step: int = 32
     stackable: bool = True
-    note: str = ""
+    capturable: bool = True
 
 
 _LAYERS = r"(.+\.)?layers\.\d+\.[01]"  # vit-pytorch's: attention, feed-forward
@@ -232,7 +233,7 @@ FAMILIES = {
     "RvT": Family("vit-pytorch", _rvt, {_LAYERS: 1}),
     "XCiT": Family("vit-pytorch", _xcit, {r".+\.layers\.\d+\.[012]": 1}),
     "DeepViT": Family("vit-pytorch", _deepvit, {_LAYERS: 1}),
-    "RegionViT": Family("vit-pytorch", _regionvit, {_STAGE_LAYERS + "0": 2, _STAGE_LAYERS + "1": 1}),
+    "RegionViT": Family("vit-pytorch", _regionvit, {_STAGE_LAYERS + "0": 2, _STAGE_LAYERS + "1": 1}, capturable=False),
     "CrossViT": Family("vit-pytorch", _crossvit, {r".+\.layers\.\d+\.[012]\.layers\.\d+\.[01]": 1}, stackable=False),
     "Twins-SVT": Family("vit-pytorch", _twins, {r"layers\.\d+\.[13]\.layers\.\d+\.\d+\.fn": 1}, step=64),
     "CvT": Family("vit-pytorch", _cvt, {_STAGE_LAYERS + "[01]": 1}),
@@ -344,4 +345,4 @@ def build(name: str, *, image_size: int, num_classes: int, drop_path: float | No
     first, last = row.drop_path if drop_path is None else (drop_path, drop_path)
     slope = (last - first) / (len(blocks) - 1)
     rates = {name: first + slope * blocks.index(name.rpartition(".")[0]) for name in calls}
-    return DropPath(model, rates, sum(calls.values()), stackable=family.stackable)
+    return DropPath(model, rates, sum(calls.values()), stackable=family.stackable, capturable=family.capturable)

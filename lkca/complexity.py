@@ -10,13 +10,13 @@ ViT and LKCA are counted in closed form. The comparators are counted by running 
 torch's counter, and the counts kept in ``results/complexity.csv``: ``python -m lkca.complexity`` makes them anew.
 """
 
+import csv
 import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -134,8 +134,9 @@ def _run(name: str, image_size: int, num_classes: int) -> Iterator[int]:
 
 @functools.cache
 def _counted(results_root: Path = RESULTS) -> dict[tuple[str, int, int], tuple[int, int, int]]:
-    frame = pd.read_csv(results_root / "complexity.csv")
-    return {(name, size, classes): tuple(counts) for name, size, classes, *counts in frame.itertuples(index=False)}
+    with (results_root / "complexity.csv").open(newline="", encoding="utf-8") as file:
+        _, *lines = csv.reader(file)
+    return {(name, int(size), int(classes)): tuple(map(int, counts)) for name, size, classes, *counts in lines}
 
 
 class LKA(nn.Module):
@@ -197,14 +198,14 @@ def measured(layer: nn.Module, dim: int, grid: tuple[int, int], images: int = 8)
 
 def main() -> None:
     """Count every comparator at every setting that it takes and write ``results/complexity.csv``."""
-    lines = []
+    lines = [["row", "image_size", "num_classes", "params", "macs_paper", "macs"]]
     for name in COMPARATORS:
         for size, classes in SETTINGS:
             if size % zoo.step(name) == 0:
                 lines.append([name, size, classes, *_run(name, size, classes)])
                 print(*lines[-1], file=sys.stderr, flush=True)
-    columns = ["row", "image_size", "num_classes", "params", "macs_paper", "macs"]
-    pd.DataFrame(lines, columns=columns).to_csv(RESULTS / "complexity.csv", index=False)
+    with (RESULTS / "complexity.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)
 
 
 if __name__ == "__main__":

@@ -108,18 +108,20 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str, protocol
         return show(figure, caption + (f" Not run: {', '.join(missing)}." if missing else ""))
 
 
-def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = ()) -> HTML:
+def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (), dataset: str | None = None) -> HTML:
     """`tables.compare` for the page; below it why a count differs, and every broken record that was left out."""
-    frame = tables.compare(table, ledger)
+    frame, spec = tables.compare(table, ledger, dataset), zoo.TABLES[table]
     for group in [f"ours, {p}" for p in tables.SHOWN]:
         if (frame[group, "last epoch"] == tables.NOT_RUN).all():  # one muted column says it
             frame = frame.drop(columns=[(group, "best epoch")])
-    notes = [f"* {row}: {zoo.ROWS[row].deviation}" for row in zoo.TABLES[table].rows if zoo.ROWS[row].deviation]
+    rows = (*spec.rows, *spec.extra)
+    notes = [f"* {row}: {zoo.row(row).deviation}" for row in rows if zoo.row(row).deviation]
     notes += [f"Left out, because broken: {sentence}" for sentence in broken]
+    setting = "at the settings of the print, see below" if table == 5 else "at 32 px and 10 classes"
     notes.append(
         "top-1 in percent. One seed: ± is the binomial standard error on the test set; several: ± is the standard "
         "deviation over seeds. “Best epoch” picks the epoch on the test set, as the authors report, and is too high by "
-        "that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, at 32 px and 10 classes."
+        f"that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, {setting}."
     )
     return table_html(frame, notes)
 

@@ -81,10 +81,14 @@ def work_off(
             print(f"{name} is not in {data_root}: its cells are passed over", flush=True)
             continue
         loaded[name] = loaded.get(name) or data.load(name, data_root)
-        found = train.fit(
-            row, loaded[name], p, wanted, device=device, results_root=results_root, checkpoint_every=checkpoint_every,
-            time_budget=left, progress="lines", keep_weights=keep_weights,
-        )  # fmt: skip
+        try:
+            found = train.fit(
+                row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep_weights,
+                checkpoint_every=checkpoint_every, time_budget=left, progress="lines",
+            )  # fmt: skip
+        except ModuleNotFoundError as error:  # timm or vit-pytorch, which only some rows need
+            print(f"{row} is passed over: {error}", flush=True)
+            continue
         if found is None:
             break
         finished += len(found)
