@@ -41,24 +41,23 @@ def counts(table: int) -> pd.DataFrame:
     return frame
 
 
-def groups(table: int, ledger: Sequence[Record], dataset: str) -> pd.DataFrame:
+def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA against the best rival of each group: the paper's margin, ours under each protocol, and the verdict."""
-    paper, lines = tables.published(table, dataset).top1, {}
-    for group, rows in zoo.TABLES[table].groups.items():
-        *others, lkca = rows
+    spec, lines = zoo.TABLES[table], {}
+    for dataset, group in ((dataset, group) for dataset in spec.datasets for group in spec.groups):
+        *others, lkca = spec.groups[group]
+        paper = tables.published(table, dataset).top1
         best = paper[others].idxmax()
-        line = {"LKCA": lkca, "best rival in the paper": best, "paper": f"{paper[lkca] - paper[best]:+.2f}"}
+        line = {"LKCA": lkca, "paper": f"{paper[lkca] - paper[best]:+.2f} against {best}"}
         for protocol in tables.SHOWN:
             found = {r: d for r, d in tables.rivals(table, ledger, protocol, group, dataset).items() if d}
             ahead = min(found, key=lambda r: found[r].mean, default=None)
-            d = found.get(ahead)
             line[f"ours, {protocol}"] = (
-                f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}] against {ahead}, the best of {len(found)} run "
-                f"out of {len(others)}"
-                if d
+                f"{tables.interval(found[ahead])} against {ahead}, the best of {len(found)} run of {len(others)}"
+                if ahead
                 else tables.NOT_RUN
             )
-        lines[group] = line | {"claim": tables.group_verdict(table, ledger, group, dataset)}
+        lines[f"{dataset}, {group}"] = line | {"claim": tables.group_verdict(table, ledger, group, dataset)}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

@@ -174,7 +174,8 @@ def _accuracy(runs: list[Record]) -> str:
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(runs)} seeds)"
 
 
-def _interval(d: Difference | None) -> str:
+def interval(d: Difference | None) -> str:
+    """A difference with its interval, as text."""
     return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}" if d else NOT_RUN
 
 
@@ -187,7 +188,7 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         found = {p: difference(table, ledger, p, vit, lkca) for p in SHOWN}
         line = {"paper": f"{paper[lkca] - paper[vit]:+.2f}"}
         for protocol, d in found.items():
-            line[f"ours, {protocol}"] = _interval(d)
+            line[f"ours, {protocol}"] = interval(d)
         line["claim"] = verdict(table, ledger, vit, lkca)
         line["direction in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
         lines[f"{lkca} − {vit}"] = line
@@ -234,7 +235,7 @@ def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -
     A comparison is a pair, in Tables 4 and 5 a group.
     """
     lines = {}
-    for t, dataset in [(t, d) for t in tables for d in zoo.TABLES[t].datasets]:
+    for t, dataset in [(table, name) for table in tables for name in zoo.TABLES[table].datasets]:
         found = verdicts(t, ledger, dataset)
         full = {r.row for p in FULL for r in select(t, ledger, p, dataset=dataset)}
         lines[f"Table {t}, {dataset}"] = {
@@ -270,7 +271,7 @@ def sketched(ledger: Sequence[Record]) -> pd.DataFrame:
             "pair": f"{lkca} − {vit}",
             "ViT": _accuracy(select(t, ledger, "sketch", vit)),
             "LKCA": _accuracy(select(t, ledger, "sketch", lkca)),
-            "difference": _interval(d),
+            "difference": interval(d),
             "the paper's, in full": f"{published(t).top1[lkca] - published(t).top1[vit]:+.2f}",
         }
         for t in zoo.TABLES
@@ -292,7 +293,7 @@ def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
             "parameters": f"{params[0]:.2f}M → {params[1]:.2f}M",
         }
         for protocol in SHOWN:
-            line[f"ours, {protocol}"] = _interval(paired(*cells(ledger, dataset, protocol, c)))
+            line[f"ours, {protocol}"] = interval(paired(*cells(ledger, dataset, protocol, c)))
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -330,7 +331,7 @@ def passes_table(ledger: Sequence[Record], dataset: str, rows: Sequence[str]) ->
                 "row": row,
                 "paper, 100 passes": _accuracy(paper),
                 "released, 300 passes": _accuracy(released),
-                "released − paper": _interval(paired(paper, released)),
+                "released − paper": interval(paired(paper, released)),
             }
         )
     return pd.DataFrame(lines)
