@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
+from lkca import zoo
 from lkca.decoders import FPN, MultiLevelNeck, UPerNet, resize
 from lkca.operator import LKCA
 from lkca.vit import Attention, Block
@@ -215,6 +216,11 @@ class Segmenter(nn.Module):
         if not self.training:
             return logits
         return (logits, self.auxiliary(maps[self.tap])) if self.auxiliary else (logits,)
+
+
+def table(number: int) -> zoo.Table:
+    """Table 6 or 7: its rows on ADE20K, and those of our own that are trained when asked for."""
+    return zoo.Table("ade20k", TABLES[number], extra=(*FAIR, *SECOND, *TINY), smoke="digit-scenes")
 
 
 def row(name: str) -> Row:
