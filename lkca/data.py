@@ -113,6 +113,16 @@ class Dataset:
         """Number of classes."""
         return len(self.classes)
 
+    @property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return len(self.train_labels)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images."""
+        return len(self.test_labels)
+
     def to(self, device: str) -> "Dataset":
         """The same data set with its tensors on ``device``."""
         names = ("train_images", "train_labels", "test_images", "test_labels")

@@ -67,7 +67,7 @@ def trained(job: Job, found: Sequence[Record]) -> HTML:
         for r in found
     ]  # fmt: skip
     smoke = (
-        "A smoke run shows that the way works, from row to record. One pass over the digits is too short to learn "
+        "A smoke run shows that the way works, from row to record. Ten steps on the digits are too few to learn "
         "from: its accuracies are about chance (10 %) and say nothing about the paper."
     )
     return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])

@@ -1,14 +1,18 @@
 """The rows of Tables 4 and 5: printed counts digit for digit, every size, stochastic depth, and the engine."""
 
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from lkca import comparators, complexity, tables, zoo
+from lkca import classification, comparators, complexity, data, tables, zoo
 from lkca.comparators import DropPath
+from lkca.protocols import PROTOCOLS
+from lkca.stack import PRECISIONS, Stack
 
 CANNOT = {"RvT-T": ("1.09M", "57.59M"), "XCiT-T": ("0.96M", "51.44M"), "DeepViT-S": ("2.54M", "162.85M")}
 ONE_OF_EACH = {row.family: name for name, row in reversed(comparators.ROWS.items())}.values()  # the smallest
@@ -156,3 +160,52 @@ def test_a_row_of_two_names_is_one_row():
         "LKCA-T": "ViT/1M-LKCA", "ViT-Small": "ViT", "Swin-T": "Swin-T",
     }  # fmt: skip
     assert zoo.row("LKCA-B") is zoo.ROWS["ViT-LKCA"]
+
+
+def trained(row, seeds, ds, precision="fp64"):
+    """Weights by seed and losses after two steps of a few images with stochastic depth."""
+    p = dataclasses.replace(PROTOCOLS["smoke"], batch_size=4 if ds.image_size == 32 else 2)
+    models = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        models.append(build(row, drop_path=0.1))
+    stack = Stack(models, classification.loss(ds, p, "cpu", PRECISIONS[precision]), betas=p.betas,
+                  weight_decay=p.weight_decay, device="cpu", precision=precision, execution="eager")  # fmt: skip
+    rngs, orders = [np.random.default_rng(s) for s in seeds], [np.arange(2 * p.batch_size) + 8 * s for s in seeds]
+    block = classification.block(ds, p, rngs, orders, num_draws=stack.num_draws, dtype=stack.dtype)
+    stack.train(block, [1e-3, 1e-3], [5, 6])
+    assert stack.first_bad.tolist() == [-1] * len(seeds) and stack.loss_sum.isfinite().all()
+    return [stack.weights(i) for i in range(len(seeds))], stack.loss_sum
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return {size: data.load(f"digits-{size}") for size in (32, 64)}
+
+
+@pytest.mark.parametrize("row", comparators.ROWS)
+def test_every_row_trains_two_steps(row, digits):
+    (weights,), _ = trained(row, [1], digits[zoo.step(row)], "fp32")
+    torch.manual_seed(1)
+    before = build(row).state_dict()
+    assert weights.keys() == before.keys() and all(w.isfinite().all() for w in weights.values())
+    assert all((weights[name] != w).any() for name, w in before.items() if name.endswith("weight"))
+
+
+@pytest.mark.parametrize("row", [row for row in ONE_OF_EACH if build(row).stackable])
+def test_seeds_in_one_step_end_where_each_ends_alone(row, digits):
+    ds = digits[zoo.step(row)]
+    together, losses = trained(row, [0, 1], ds)
+    alone, loss = trained(row, [1], ds)
+    torch.testing.assert_close(losses[1:], loss, rtol=1e-12, atol=0)
+    assert together[1].keys() == alone[0].keys()
+    for name, w in alone[0].items():  # running statistics are kept to about single precision
+        tight = {"rtol": 1e-6, "atol": 1e-7} if "running" in name else {"rtol": 0, "atol": 1e-6}
+        torch.testing.assert_close(together[1][name], w, **tight, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_row_with_dropout_trains_alone_and_the_same_again(digits):
+    with pytest.raises(ValueError, match="one at a time"):
+        trained("CrossViT-T", [0, 1], digits[32])
+    first, again = (trained("CrossViT-T", [1], digits[32])[0][0] for _ in range(2))
+    assert all(torch.equal(again[name], w) for name, w in first.items())
