@@ -9,7 +9,8 @@ The data set stays on the device. Work goes in blocks of a few steps: all of a b
 images augmented together on the device, then its steps taken (`lkca.stack`). Nothing between two looks at the loss
 waits for the device. A run is evaluated at the end of each of its stages: a protocol says where they end.
 
-What differs between tasks is a module of functions, found by the type of the data set: `lkca.classification`.
+What differs between tasks is a module of functions, found by the type of the data set: `lkca.classification` and
+`lkca.segment`.
 """
 
 import math
@@ -27,12 +28,12 @@ import torch
 import torchvision
 
 import lkca
-from lkca import classification, data, records
+from lkca import classification, data, records, scenes, segment
 from lkca.protocols import Protocol
 from lkca.records import RESULTS, Record
 from lkca.stack import EXECUTIONS, PRECISIONS, Stack
 
-TASKS: dict[type, ModuleType] = {data.Dataset: classification}
+TASKS: dict[type, ModuleType] = {data.Dataset: classification, scenes.Scenes: segment}
 
 
 def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
@@ -89,7 +90,8 @@ def fit(
         FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
     """
     began, p, task = time.perf_counter(), protocol, TASKS[type(dataset)]
-    counts = task.count(row, dataset)
+    ds = task.subset(dataset, p)
+    counts = task.count(row, ds)
     targets = [records.path(results_root, row, dataset.name, p.name, p.hash, seed) for seed in seeds]
     for target in targets:
         if target.exists():
@@ -101,7 +103,6 @@ def fit(
         raise ValueError(f"precision={precision!r} is not one of 'auto', {', '.join(map(repr, PRECISIONS))}")
     if execution not in EXECUTIONS or (device == "cpu" and execution != "eager"):
         raise ValueError(f"execution={execution!r} is not one of 'auto', 'eager' and, on CUDA, 'captured', 'compiled'")
-    ds = task.subset(dataset, p)
     stages = p.stages(ds.num_train)
 
     models = []
