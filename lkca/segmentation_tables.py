@@ -204,7 +204,8 @@ def difference(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str
     seeds, line = sorted(vit.keys() & lkca.keys()), {"LKCA − ViT": " − ".join(reversed(segmentation.TINY))}
     for key, name in MEASURES.items():
         deltas = [getattr(lkca[s], key) - getattr(vit[s], key) for s in seeds]
-        spread = f" (from {min(deltas):+.2f} to {max(deltas):+.2f}, {len(deltas)} seeds)" if deltas else ""
+        seeded = f"{len(deltas)} seed{'s' * (len(deltas) != 1)}"
+        spread = f" (from {min(deltas):+.2f} to {max(deltas):+.2f}, {seeded})" if deltas else ""
         line[name] = f"{np.mean(deltas):+.2f}{spread}" if deltas else NOT_RUN
     return pd.DataFrame([line])
 
