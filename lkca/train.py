@@ -89,7 +89,6 @@ def fit(
         FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
     """
     began, p, task = time.perf_counter(), protocol, TASKS[type(dataset)]
-    counts = task.count(row, dataset)
     targets = [records.path(results_root, row, dataset.name, p.name, p.hash, seed) for seed in seeds]
     for target in targets:
         if target.exists():
@@ -102,7 +101,7 @@ def fit(
     if execution not in EXECUTIONS or (device == "cpu" and execution != "eager"):
         raise ValueError(f"execution={execution!r} is not one of 'auto', 'eager' and, on CUDA, 'captured', 'compiled'")
     ds = task.subset(dataset, p)
-    stages = p.stages(ds.num_train)
+    counts, stages = task.count(row, ds), p.stages(ds.num_train)
 
     models = []
     for seed in seeds:
