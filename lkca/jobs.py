@@ -130,9 +130,8 @@ def plan(
 def run(job: Job, progress: str | None = "bar") -> list[Run]:
     """Train what the ledger lacks and return the job's records, in order.
 
-    On CUDA a row's seeds are trained together in one step; on a CPU, where that gains nothing, and in segmentation,
-    whose models cannot be stacked, one after the other.
-    Killed at any time, it goes on from the last checkpoint when it is called again. Raises what `train.fit`,
+    On CUDA a row's seeds are trained together; on a CPU, where that gains nothing, one after the other. Killed at any
+    time, it goes on from the last checkpoint when it is called again. Raises what `train.fit`,
     `data.load` and `records.read_one` raise.
     """
     fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
@@ -140,8 +139,7 @@ def run(job: Job, progress: str | None = "bar") -> list[Run]:
         dataset = None
         for row in job.rows:
             missing = [seed for d, r, seed, path in job.runs if (d, r) == (name, row) and not path.exists()]
-            together = job.device == "cuda" and source(name) is data
-            for seeds in [missing] if together and missing else [[seed] for seed in missing]:
+            for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
                 dataset = dataset or source(name).load(name, job.data_root)
                 train.fit(row, dataset, job.protocol, seeds, **fit)
     return [records.read_one(path) for *_, path in job.runs]

@@ -70,8 +70,6 @@ def work_off(
 ) -> int:
     """Train the missing runs of each cell, its seeds together in one step, until all are done or the budget is spent.
 
-    In segmentation, whose models cannot be stacked, the seeds come one after the other.
-
     Args:
         todo: cells, most valuable first; those whose data set is not on disk are named and passed over.
         seeds: of every cell.
@@ -98,19 +96,17 @@ def work_off(
             print(f"{name} is not in {data_root}: its cells are passed over", flush=True)
             continue
         loaded[name] = loaded.get(name) or source(name).load(name, data_root)
-        for together in [wanted] if source(name) is data else [[seed] for seed in wanted]:
-            left = budget - (time.monotonic() - began)
-            try:
-                found = train.fit(
-                    row, loaded[name], p, together, device=device, results_root=results_root,
-                    keep_weights=keep_weights, checkpoint_every=checkpoint_every, time_budget=left, progress="lines",
-                )  # fmt: skip
-            except ModuleNotFoundError as error:  # a library that only some rows need
-                print(f"{row} is passed over: {error}", flush=True)
-                break
-            if found is None:
-                return finished
-            finished += len(found)
+        try:
+            found = train.fit(
+                row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep_weights,
+                checkpoint_every=checkpoint_every, time_budget=left, progress="lines",
+            )  # fmt: skip
+        except ModuleNotFoundError as error:  # a library that only some rows need
+            print(f"{row} is passed over: {error}", flush=True)
+            continue
+        if found is None:
+            break
+        finished += len(found)
     return finished
 
 
