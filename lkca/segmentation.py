@@ -13,6 +13,7 @@ Shape suffixes: B images, N = hw tokens, D channels, K classes, H x W a map.
 import copy
 import functools
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,7 @@ ROWS = {
     "Twins_PCPVT-S/UPerNet": Row("twins", "upernet", 512, drop_path=0.2),
     "Swin-S/UPerNet": Row(
         "swin", "upernet", 512, **_SWIN,
-        finding="Swin-T's depths (2, 2, 6, 2) with width 84. Swin-S itself would be 80.34M and 0.261T.",
+        finding="Not Swin-S: the depths of Swin-T (2, 2, 6, 2), at width 84 instead of its 96.",
     ),
     "LKCA-S/UPerNet": Row("lkca", "upernet", 512, **_SMALL, mlp_ratio=3, finding=_PATCH_32),
     "ViT-S/FPN": Row("vit", "fpn", 384, **_SMALL | {"patch_size": 16}, finding=_FPN),
@@ -164,7 +165,9 @@ class Pyramid(nn.Module):
     """A comparator of timm: (B, 3, H, W) -> its four maps at 1/4, 1/8, 1/16 and 1/32, ``channels`` of them wide."""
 
     def __init__(self, name: str, **settings: object):
-        import timm  # here, so that a machine that trains other rows need not have it
+        with warnings.catch_warnings():  # it would ask for ipywidgets, which only its downloads use
+            warnings.simplefilter("ignore")
+            import timm  # here, so that a machine that trains other rows need not have it
 
         super().__init__()
         self.body = timm.create_model(name, pretrained=False, num_classes=0, **settings)
