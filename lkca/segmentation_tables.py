@@ -28,7 +28,7 @@ MEASURES = {"aacc": "aAcc", "miou": "mIoU", "miou10": "mIoU, 10 best"}
 def selection(num_classes: int) -> str:
     """What the two mIoU columns are, and what the paper's selection leaves out of so many classes."""
     return (
-        "mIoU is the mean over all classes that occur. mIoU, 10 best, is the paper's: the mean over the ten classes with "
+        "mIoU is the mean over all classes that occur. mIoU, 10 best, is the paper's: the mean over the ten with "
         f"the highest IoU, chosen on the test set after training. Of {num_classes} classes it leaves out the "
         f"{num_classes - 10} that a model does worst."
     )
