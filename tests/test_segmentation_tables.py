@@ -56,7 +56,11 @@ def test_what_the_printed_tables_say_against_themselves_is_found():
 def test_sizes_name_what_they_tell():
     frame = segmentation_tables.sizes(7)
     assert (frame["", "printed and counted"] == "equal").sum() == 5
-    assert "patch size 32" in frame.loc["ViT-S/UPerNet", ("", "what the sizes tell")]
+    first, *others = segmentation_tables.findings(7)
+    assert first.startswith("ViT-S/UPerNet, LKCA-S/UPerNet: The printed FLOPs hold only at patch size 32")
+    assert [text.split(":")[0] for text in others] == [
+        "ResNet-50/UPerNet", "Swin-S/UPerNet", "ViT-S/FPN, LKCA-S/FPN", "Twins_PCPVT-S/FPN",
+    ]  # fmt: skip
     patches = segmentation_tables.patch_sizes().set_index("row")
     assert patches.loc["ViT-S/UPerNet", "largest map decoded"] == "64 x 64"
     assert patches.loc["ViT-S-p16/UPerNet (ours)", "largest map decoded"] == "128 x 128"
@@ -85,8 +89,10 @@ def test_our_own_rows_have_a_table_and_differences_are_paired():
 
 def test_every_setting_of_a_protocol_is_shown_with_its_origin():
     frame = segmentation_tables.settings("table6", "table7")
-    assert frame.set_index("setting").loc["iterations", "table7"] == "(10000, 20000)"
-    assert frame.origin.str.contains("stated|assumed").all()
+    assert frame.set_index("setting").loc["iterations", "table7"] == "10,000, 20,000"
+    assert set(frame[""]) == {"stated", "assumed"} and set(frame.setting) == set(segment.ORIGIN)
+    told = " ".join(segmentation_tables.origins())
+    assert all(name in told for name in segment.ORIGIN)
 
 
 def test_figures_have_words(tmp_path):
