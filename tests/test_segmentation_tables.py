@@ -64,6 +64,8 @@ def test_sizes_name_what_they_tell():
     patches = segmentation_tables.patch_sizes().set_index("row")
     assert patches.loc["ViT-S/UPerNet", "largest map decoded"] == "64 x 64"
     assert patches.loc["ViT-S-p16/UPerNet (ours)", "largest map decoded"] == "128 x 128"
+    ratio = patches["over LKCA-S/UPerNet's"].astype(float)
+    assert ratio["ResNet-50/UPerNet"] == 3.6 and ratio["LKCA-S-p16/UPerNet (ours)"] > ratio["ResNet-50/UPerNet"]
     readings = segmentation_tables.readings()
     assert readings.params.nunique() == readings.MACs.nunique() == 2
 
