@@ -6,6 +6,7 @@ show. Every figure is an end-to-end rate that includes augmentation.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import platform
@@ -32,6 +33,7 @@ from lkca.stack import Stack
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
 RECIPE = PROTOCOLS["released"]
+PARTS = ("rates", "parts", "augmentation", "forms", "gathers", "matmul_flops")  # of a machine's file
 SIDES = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)  # of the grids on which the forms are timed
 
 
@@ -85,6 +87,17 @@ def rate(step: Callable[[int], int], device: str, seconds: float) -> float:
             wait()  # so that the clock sees the device, not the queue
     wait()
     return images / (time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """The CPU's work on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _engine(s: Setting, ds: data.Dataset, device: str) -> tuple[Stack, Callable[[int], list[Tensor]]]:
@@ -249,15 +262,11 @@ def augmentation_rates(ds: data.Dataset, device: str, seconds: float) -> dict[st
 
         return step
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_core():
         found = {
             "torchvision on PIL, one core": rate(lambda i: len([pil(x) for x in pictures]), "cpu", seconds),
             "batched, one core": rate(ours(ds.train_images.cpu(), 1024), "cpu", seconds),
         }
-    finally:
-        torch.set_num_threads(threads)
     if device == "cuda":
         found["batched, GPU"] = rate(ours(ds.train_images, 16_384), device, seconds)
     return found
@@ -280,6 +289,39 @@ def forms(device: str, seconds: float) -> list[dict]:
     return found
 
 
+def gathers(device: str, seconds: float) -> list[dict]:
+    """Milliseconds, forward and backward, of the score matrix alone and of its whole layer, by the grid's side.
+
+    192 channels, about 8192 tokens, the precision of `train.fastest_precision`, one core on a CPU. ``windows_ms`` is
+    `attention_matrix`, whose gradient is a sum over windows; ``index_ms`` the same by indexing: its gradient scatters.
+    """
+    found = []
+    bf16 = torch.autocast(device, torch.bfloat16, enabled=train.fastest_precision(device) == "bf16")
+    for n in (8, 16, 32):
+        layer = operator.LKCA(192, n, kernel_init="random", form="matrix").to(device)
+        x = torch.randn(8192 // n**2, n * n, 192, device=device, requires_grad=True)
+        place = torch.arange((2 * n - 1) ** 2, device=device).view(2 * n - 1, 2 * n - 1)
+        place = operator.attention_matrix(place, (n, n))
+        ways = {
+            "windows_ms": lambda layer=layer, n=n: operator.attention_matrix(layer.kernel, (n, n)),
+            "index_ms": lambda layer=layer, place=place: layer.kernel.flatten()[place],
+            "layer_ms": lambda layer=layer, x=x: layer(x),
+        }
+        line = {"n": n}
+        for name, way in ways.items():
+
+            def step(i: int, way=way) -> int:
+                with bf16:
+                    out = way()
+                out.backward(torch.ones_like(out))
+                return 1
+
+            with one_core():
+                line[name] = 1000 / rate(step, device, seconds)
+        found.append(line)
+    return found
+
+
 def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
     """Floating-point operations a second of a large square product: what this machine gives at best."""
     n, dtype = 8192 if device == "cuda" else 2048, torch.bfloat16 if precision == "bf16" else torch.float32
@@ -287,33 +329,51 @@ def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
     return 2 * n**3 * rate(lambda i: len([a @ b]), device, seconds)
 
 
-def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS) -> Path:
-    """Measure everything on ``device`` and write ``results/speed/<device>.json``, replacing an earlier one of it."""
-    commit, clean = train.git_state()
-    ds = noise()
-    home = ds.to(device)
+def ladders(ds: data.Dataset, home: data.Dataset, device: str, seconds: float, workers: int) -> list[dict]:
+    """The rates of all `settings`, printed as they come."""
     rates = []
     for group, s in settings(device):
-        rates.append(measure(group, s, home if s.engine else ds, device, seconds, workers))
-        r = rates[-1]
+        r = measure(group, s, home if s.engine else ds, device, seconds, workers)
+        rates.append(dataclasses.asdict(r))
         print(f"{group:8} {s.label:40} {r.failed or f'{r.images_per_second:.0f} img/s'}", flush=True)
-    kind = train.fastest_precision(device)
-    found = {
-        "device": train.device_in_words(device),
-        "rates": [dataclasses.asdict(r) for r in rates],
-        "parts": parts(home, device, seconds),
-        "augmentation": augmentation_rates(home, device, seconds),
-        "forms": forms(device, min(seconds, 1)),
-        "matmul_precision": kind,
-        "matmul_flops": matmul_flops(device, kind),
+    return rates
+
+
+def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS, only: str | None = None) -> Path:
+    """Measure on ``device`` and write ``results/speed/<device>.json``.
+
+    Everything is measured, and replaces an earlier file; or ``only`` one of PARTS: the earlier file keeps the others,
+    and says under ``later`` with which commit and when this one was measured.
+    """
+    commit, clean = train.git_state()
+    ds = noise()
+    home, name, kind = ds.to(device), train.device_in_words(device), train.fastest_precision(device)
+    file = Path(results_root) / "speed" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}.json"
+    measurements = (
+        lambda: ladders(ds, home, device, seconds, workers),
+        lambda: parts(home, device, seconds),
+        lambda: augmentation_rates(home, device, seconds),
+        lambda: forms(device, min(seconds, 1)),
+        lambda: gathers(device, min(seconds, 1)),
+        lambda: matmul_flops(device, kind),
+    )
+    stamp = {
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "torchvision": torchvision.__version__, "lkca": lkca.__version__},
-        "workers": workers,
         "git_commit": commit,
         "git_clean": clean,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    file = Path(results_root) / "speed" / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['device']).strip('-').lower()}.json"
+    found = {"device": name, "matmul_precision": kind, "workers": workers, **stamp}
+    if only:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    for part, measured in zip(PARTS, measurements, strict=True):
+        if only in (None, part):
+            found[part] = measured()
+    stamp["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    if only:
+        found.setdefault("later", {})[only] = stamp
+    else:
+        found |= stamp
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
@@ -326,12 +386,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=8, help="a figure")
     parser.add_argument("--workers", type=int, default=4, help="of the conventional DataLoader, as released")
     parser.add_argument("--results-root", type=Path, default=RESULTS)
+    parser.add_argument("--only", choices=PARTS, help="measure one part again, keep the others")
     args = parser.parse_args(arguments)
     try:
         train.checked_device(args.device)
     except ValueError as error:
         parser.error(str(error))
-    print(run(args.device, args.seconds, args.workers, args.results_root))
+    print(run(args.device, args.seconds, args.workers, args.results_root, args.only))
 
 
 if __name__ == "__main__":

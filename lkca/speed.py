@@ -57,7 +57,7 @@ def provenance(machines: Sequence[dict]) -> pd.DataFrame:
             "measured": m["finished"][:10],
             "PyTorch": m["versions"]["torch"],
             "matrix product": f"{m['matmul_flops'] / 1e12:.2f} TFLOP/s, {m['matmul_precision']}",
-            "commit": m["git_commit"][:7] + ("" if m["git_clean"] else ", changed"),
+            "commit": "; ".join([_commit(m), *(f"{_commit(at)} ({part})" for part, at in m.get("later", {}).items())]),
         }
         for m in machines
     ]
@@ -67,6 +67,10 @@ def provenance(machines: Sequence[dict]) -> pd.DataFrame:
         if not any(name in m["device"] for m in machines)
     ]
     return pd.DataFrame(lines).fillna("")
+
+
+def _commit(stamp: dict) -> str:
+    return stamp["git_commit"][:7] + ("" if stamp["git_clean"] else ", changed")
 
 
 def parts_table(machine: dict) -> pd.DataFrame:
@@ -108,6 +112,20 @@ def forms_table(machine: dict) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
+
+
+def gathers_table(machine: dict) -> pd.DataFrame:
+    """What building the score matrix takes of an LKCA layer, forward and backward, by the grid's side, as text."""
+    return pd.DataFrame(
+        {
+            "grid": f"{g['n']} × {g['n']}",
+            "layer, ms": f"{g['layer_ms']:.2f}",
+            "score matrix, ms": f"{g['windows_ms']:.2f}",
+            "of the layer": f"{100 * g['windows_ms'] / g['layer_ms']:.1f} %",
+            "by indexing, ms": f"{g['index_ms']:.2f}",
+        }
+        for g in machine["gathers"]
+    )
 
 
 def goals(machines: Sequence[dict]) -> pd.DataFrame:

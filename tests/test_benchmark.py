@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from lkca import benchmark, records, speed
+from lkca import benchmark, data, operator, records, speed
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,40 @@ def test_stored_machines_are_whole_and_tables_say_what_they_hold():
         assert [row.replace(",", "") for row in frame["images/s"]] == [f"{rate:.0f}" for rate in rates]
         assert machine["git_commit"] and machine["device"]
         assert sum(s for s in machine["parts"].values()) > 0
+
+
+def test_one_part_is_measured_again_and_says_when(tmp_path, monkeypatch):
+    """The rest of the machine's file stays as it was, and the page names both commits."""
+    (before, *_) = speed.read()
+    file = tmp_path / "speed" / "this-machine.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(before))
+    monkeypatch.setattr(benchmark.train, "device_in_words", lambda device: "this machine")
+    monkeypatch.setattr(benchmark.train, "git_state", lambda: ("0123456789", False))
+    monkeypatch.setattr(benchmark, "noise", lambda: data.load("digits"))
+    assert benchmark.run("cpu", 0.0, 0, tmp_path, "gathers") == file
+    (after,) = speed.read(tmp_path)
+    assert after["gathers"] != before.get("gathers") and after["later"]["gathers"]["git_commit"] == "0123456789"
+    kept = before.keys() - {"gathers", "later"}
+    assert {k: after[k] for k in kept} == {k: before[k] for k in kept}
+    assert speed.provenance([after])["commit"][0] == f"{before['git_commit'][:7]}; 0123456, changed (gathers)"
+    assert speed.gathers_table(after)["grid"].tolist() == ["8 × 8", "16 × 16", "32 × 32"]
+
+
+def test_the_score_matrix_s_gradient_is_no_scatter():
+    """Indexing would give the same matrix and gradient; it is measured beside it."""
+    for n in (3, 8):
+        kernel = torch.randn(2 * n - 1, 2 * n - 1, requires_grad=True)
+        place = operator.attention_matrix(torch.arange((2 * n - 1) ** 2).view(2 * n - 1, 2 * n - 1), (n, n))
+        weights = torch.randn(n * n, n * n)
+        ours, indexed = operator.attention_matrix(kernel, (n, n)), kernel.flatten()[place]
+        assert torch.equal(ours, indexed)
+        (a,), (b,) = (torch.autograd.grad((m * weights).sum(), kernel) for m in (ours, indexed))
+        torch.testing.assert_close(a, b)
+        with torch.profiler.profile() as profile:
+            operator.attention_matrix(kernel, (n, n)).backward(weights)
+        called = {event.key for event in profile.key_averages()}
+        assert "aten::unfold_backward" in called and not [c for c in called if "scatter" in c or "index_put" in c]
 
 
 def test_failed_and_ratio_columns(tmp_path):
