@@ -5,6 +5,7 @@ Each draws what `lkca.receptive_field` computes, and stands with its numbers (`l
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,16 +63,31 @@ def images_for(record: Record, n: int, source: str = "photographs", data_root: P
     return (images / 255 - mean) / std
 
 
-def fields_figure(columns: Mapping[str, Models], images: Tensor, *, log: bool) -> HTML:
-    """Effective receptive fields on one colour scale: a row a model, a column one of TOKENS and a state of training."""
-    names = list(next(iter(columns.values())))
-    maps = {
-        (f"{where}, {state}", name): rf.shares(models[name], images, token).mean(0)
+class Field(NamedTuple):
+    """One token's receptive field in one model: shares (B, X, Y), and where the token is centred, in pixels."""
+
+    shares_BXY: np.ndarray
+    at: tuple[float, float]
+
+
+Fields = Mapping[tuple[str, str, str], Field]  # by token, state of training, and row
+
+
+def fields(states: Mapping[str, Models], images: Tensor) -> Fields:
+    """The fields of TOKENS in models by their state of training and their row, after all blocks."""
+    return {
+        (where, state, name): Field(rf.shares(model, images, token), rf.centre(model, token))
         for where, token in TOKENS.items()
-        for state, models in columns.items()
-        for name in names
+        for state, models in states.items()
+        for name, model in models.items()
     }
-    titles = list(dict.fromkeys(title for title, _ in maps))
+
+
+def fields_figure(found: Fields, *, log: bool) -> HTML:
+    """Effective receptive fields on one colour scale: a row a model, a column one of TOKENS and a state of training."""
+    maps = {(f"{where}, {state}", name): f.shares_BXY.mean(0) for (where, state, name), f in found.items()}
+    titles, names = (list(dict.fromkeys(key[i] for key in maps)) for i in (0, 1))
+    images = len(next(iter(found.values())).shares_BXY)
     top = max(m.max() for m in maps.values())
     low = top * 1e-4
     with figures.style():
@@ -91,7 +107,7 @@ def fields_figure(columns: Mapping[str, Models], images: Tensor, *, log: bool) -
         label = "share of the gradient a pixel" + (", powers of ten" if log else "")
         figure.colorbar(image, ax=axes, shrink=0.6, label=label)
         caption = (
-            f"Effective receptive fields, mean over {len(images)} images, {'logarithmic' if log else 'linear'} scale, "
+            f"Effective receptive fields, mean over {images} images, {'logarithmic' if log else 'linear'} scale, "
             f"the same for all panels{', its lowest colour for all that is less' if log else ''}. "
             f"Rows: {', '.join(names)}. Columns: {'; '.join(titles)}."
         )
@@ -109,27 +125,28 @@ def _percents(thresholds: Sequence[float], ratios: np.ndarray) -> dict[str, str]
     return {f"{100 * t:.0f} %": f"{100 * r:.1f}" for t, r in zip(thresholds, ratios, strict=True)}
 
 
-def reach_table(columns: Mapping[str, Models], images: Tensor) -> pd.DataFrame:
-    """r(t) in percent at 20, 30, 50 and 99 %, mean over images, for centre, edge and corner tokens (strings)."""
-    lines = {}
-    for state, models in columns.items():
-        for name, model in models.items():
-            for where, token in TOKENS.items():
-                found = rf.curve(rf.shares(model, images, token), rf.centre(model, token), THRESHOLDS).mean(0)
-                lines[name, state, where] = _percents(THRESHOLDS, found)
-    return pd.DataFrame.from_dict(lines, orient="index")
+def reach_table(found: Fields) -> pd.DataFrame:
+    """r(t) in percent at THRESHOLDS, mean over images, for centre, edge and corner tokens (strings)."""
+    lines = {
+        (name, where, state): _percents(THRESHOLDS, rf.curve(*field, THRESHOLDS).mean(0))
+        for (where, state, name), field in found.items()
+    }
+    order = list(dict.fromkeys(name for _, _, name in found))
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    return frame.loc[sorted(lines, key=lambda line: order.index(line[0]))]
 
 
-def curve_figure(columns: Mapping[str, Models], images: Tensor, token: tuple[int, int] = (4, 4)) -> HTML:
-    """r(t), a curve a model and state: mean over images, with a band from the 10th to the 90th percentile."""
+def curve_figure(found: Fields, token: str = "centre") -> HTML:
+    """r(t) of one of TOKENS, a curve a model and a panel a state: mean over images, with the middle 80 % of them."""
     thresholds = np.union1d(np.arange(5, 101, 5), 100 * np.array(THRESHOLDS)).round() / 100
-    lines = {}
+    states, names = (list(dict.fromkeys(key[i] for key in found)) for i in (1, 2))
+    images, lines = len(next(iter(found.values())).shares_BXY), {}
     with figures.style():
-        figure = Figure(figsize=(3.6 * len(columns), 3.4), layout="constrained")
-        axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
-        for ax, (state, models) in zip(axes, columns.items(), strict=True):
-            for (name, model), colour, dash in zip(models.items(), COLOURS, DASHES, strict=False):
-                r = 100 * rf.curve(rf.shares(model, images, token), rf.centre(model, token), thresholds)
+        figure = Figure(figsize=(3.6 * len(states), 3.4), layout="constrained")
+        axes = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
+        for ax, state in zip(axes, states, strict=True):
+            for name, colour, dash in zip(names, COLOURS, DASHES, strict=False):
+                r = 100 * rf.curve(*found[token, state, name], thresholds)
                 low, high = np.percentile(r, (10, 90), axis=0)
                 ax.plot(100 * thresholds, r.mean(0), color=colour, lw=1.8, ls=dash, label=name)
                 ax.fill_between(100 * thresholds, low, high, color=colour, alpha=0.15, lw=0)
@@ -142,9 +159,9 @@ def curve_figure(columns: Mapping[str, Models], images: Tensor, token: tuple[int
         axes[0].set_ylabel("area of the square, % of the image")
         axes[0].legend(fontsize=9)
         caption = (
-            f"How large a square around the centre token must be to hold a share of its gradient, r(t). From left to "
-            f"right: {', '.join(columns)}. Mean over {len(images)} images; the band is the middle 80 % of them, the "
-            f"dots are the shares {', '.join(_percents(THRESHOLDS, THRESHOLDS))}."
+            f"How large a square around the {token} token must be to hold a share of its gradient, r(t). From left to "
+            f"right: {', '.join(states)}. Mean over {images} images; the band is the middle 80 % of them, the dots are "
+            f"the shares {', '.join(_percents(THRESHOLDS, THRESHOLDS))}."
         )
         return figures.show(figure, caption, pd.DataFrame(lines).T)
 
