@@ -28,7 +28,7 @@ POLICIES = {
     "cifar100": AutoAugmentPolicy.CIFAR10,
     "svhn": AutoAugmentPolicy.SVHN,
     "tiny-imagenet": AutoAugmentPolicy.IMAGENET,
-    "digits": AutoAugmentPolicy.SVHN,
+    **dict.fromkeys(("digits", "digits-32", "digits-64"), AutoAugmentPolicy.SVHN),
 }
 
 

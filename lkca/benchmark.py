@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import lkca
-from lkca import augment, data, operator, train, zoo
+from lkca import augment, classification, data, operator, train, zoo
 from lkca.protocols import PROTOCOLS
 from lkca.records import RESULTS
-from lkca.stack import Stack
+from lkca.stack import PRECISIONS, Stack
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
 RECIPE = PROTOCOLS["released"]
@@ -103,13 +103,16 @@ def one_core() -> Iterator[None]:
 def _engine(s: Setting, ds: data.Dataset, device: str) -> tuple[Stack, Callable[[int], list[Tensor]]]:
     """A stack, and its blocks by number."""
     models = [zoo.build(s.row, **SIZES, form=s.form) for _ in range(s.seeds)]
-    stack = Stack(models, RECIPE, *data.stats(ds.name), device=device, precision=s.precision, execution=s.execution)
+    kw = {"device": device, "precision": s.precision, "execution": s.execution}
+    loss = classification.loss(ds, RECIPE, device, PRECISIONS[s.precision])
+    stack = Stack(models, loss, betas=RECIPE.betas, weight_decay=RECIPE.weight_decay, **kw)
     p, rng = dataclasses.replace(RECIPE, batch_size=s.batch_size), np.random.default_rng(0)
-    steps = train.BLOCK if device == "cuda" else 2  # a CPU's steps are long enough to time
+    steps = classification.BLOCK if device == "cuda" else 2  # a CPU's steps are long enough to time
 
     def block(i: int) -> list[Tensor]:
         orders = rng.integers(len(ds.train_labels), size=(s.seeds, steps * s.batch_size))
-        return train.block(ds, p, range(s.seeds), i, orders, num_draws=stack.num_draws, dtype=stack.dtype)
+        rngs = [train.stream(seed, "block", i) for seed in range(s.seeds)]
+        return classification.block(ds, p, rngs, orders, num_draws=stack.num_draws, dtype=stack.dtype)
 
     return stack, block
 
@@ -175,7 +178,7 @@ def measure(group: str, s: Setting, ds: data.Dataset, device: str, seconds: floa
 
             def step(i: int) -> int:
                 made = block(i)
-                stack.train(made, [1e-4] * made[0].shape[1])
+                stack.train(made, *([v] * made[0].shape[1] for v in (1e-4, 0)))
                 return made[0].shape[:3].numel()
         else:
             step = _conventional(s, ds, device, workers)
@@ -236,8 +239,8 @@ def parts(ds: data.Dataset, device: str, seconds: float) -> dict[str, float]:
         return block(i)[0].shape[:3].numel()
 
     def evaluation(i: int) -> int:
-        stack.evaluate(ds.test_images, ds.test_labels)
-        return len(ds.test_labels)
+        classification.evaluate(stack, ds)
+        return ds.num_test
 
     took = {
         f.__name__: images / rate(f, device, seconds) for f in (augmentation, forward, backward, optimise, evaluation)

@@ -1,12 +1,21 @@
 """Parameters and multiply-accumulates (MACs) of the rows: in the paper's convention and in full.
 
-The columns "# Params" and "Flops" of Tables 1-5 are ptflops 0.7.1.2's counts at 32 px and 10 classes, whatever the
-table's data set. Its rules, found by running it on the released models: a bias counts once a layer, not once a token;
-GELU counts twice, LayerNorm and softmax once an element. It leaves out q kᵀ, the product of scores and values, and the
-LKCA convolution itself, because they are called as functions rather than as modules.
+The columns "# Params" and "Flops" of Tables 1-5 are ptflops 0.7.1.2's counts, in Tables 1-4 at 32 px and 10 classes
+whatever the table's data set, in Table 5 at one of three settings (`printed_at`). Its rules, found by running it on the
+released models: a bias counts once a layer, not once a token; GELU counts twice, LayerNorm and softmax once an element.
+It leaves out what is called as a function rather than as a module: q kᵀ, the product of scores and values, and the LKCA
+convolution itself.
+
+ViT and LKCA are counted in closed form. The comparators are counted by running them, with ptflops itself and with
+torch's counter, and the counts kept in ``results/complexity.csv``: ``python -m lkca.complexity`` makes them anew.
 """
 
+import csv
+import functools
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -14,10 +23,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lkca import zoo
+from lkca.comparators import ROWS as COMPARATORS
+from lkca.comparators import Comparator
 from lkca.operator import LKCA
+from lkca.records import RESULTS
 from lkca.vit import Attention
 
 PRINTED_SETTING = {"image_size": 32, "num_classes": 10}  # what the columns of Tables 1-4 were counted at
+SETTINGS = ((32, 10), (32, 100), (64, 10), (64, 200))  # image size and classes of the data sets and of the print
 
 
 @dataclass(frozen=True)
@@ -27,13 +40,20 @@ class Complexity:
     params: int  # as built
     params_paper: int  # with the [class] token that the released LKCA models hold but never use
     macs_paper: int  # ptflops 0.7.1.2
-    macs: int  # plus what ptflops leaves out; of LKCA's taps, those inside the map
+    macs: int  # plus what ptflops leaves out; of LKCA's taps, those inside the map. Of a comparator, all products
     macs_all_taps: int  # the same with all taps, as the released convolution executes them
 
 
 def count(name: str, *, image_size: int, num_classes: int) -> Complexity:
-    """Count row ``name`` in closed form; raises ValueError on an unknown row (see `zoo.row`)."""
+    """Count row ``name``; raises ValueError on an unknown row (see `zoo.row`).
+
+    A comparator is looked up, or counted by running it at a setting that was not; that needs ptflops.
+    """
     r = zoo.row(name)
+    if isinstance(r, Comparator):
+        key = (zoo.canonical(name), image_size, num_classes)
+        params, macs_paper, macs = _counted().get(key) or tuple(_run(*key))
+        return Complexity(params, params, macs_paper, macs, macs)
     n, d, k = zoo.GRID, r.dim, num_classes
     c = 3 * (image_size // n) ** 2  # numbers in a patch
     patches, hidden = n * n, r.mlp_ratio * d
@@ -64,6 +84,59 @@ def count(name: str, *, image_size: int, num_classes: int) -> Complexity:
         macs=macs_paper + r.depth * (scores_and_values + lkca * inside * d),
         macs_all_taps=macs_paper + r.depth * (scores_and_values + lkca * taps * patches * d),
     )
+
+
+def printed_at(name: str) -> dict[str, int]:
+    """The setting at which the paper counts a row's parameters and FLOPs."""
+    r = zoo.row(name)
+    size, classes = r.printed_at if isinstance(r, Comparator) else PRINTED_SETTING.values()
+    return {"image_size": size, "num_classes": classes}
+
+
+@functools.cache
+def products(name: str, image_size: int, num_classes: int) -> int:
+    """MACs of a row in products and convolutions alone, by running it: one measure for rows of any architecture."""
+    with torch.device("meta"):
+        model = zoo.build(name, image_size=image_size, num_classes=num_classes, **_form(name))
+    return _products(model, torch.zeros(1, 3, image_size, image_size, device="meta"))
+
+
+def _form(name: str) -> dict[str, str]:
+    return {} if isinstance(zoo.row(name), Comparator) else {"form": "matrix"}  # of LKCA: the taps inside the map
+
+
+def _products(model: nn.Module, image: Tensor) -> int:
+    model.eval().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
+
+
+def paper_macs(model: nn.Module, image_size: int) -> int:
+    """MACs by the paper's counter; raises ImportError unless ptflops is installed."""
+    from ptflops import get_model_complexity_info
+
+    with torch.no_grad():
+        macs, _ = get_model_complexity_info(
+            model, (3, image_size, image_size), as_strings=False, print_per_layer_stat=False
+        )
+    return int(macs)
+
+
+def _run(name: str, image_size: int, num_classes: int) -> Iterator[int]:
+    """Parameters, MACs in the paper's convention, all products."""
+    with torch.random.fork_rng(devices=[]):  # counting leaves no trace in a run's random numbers
+        model = zoo.build(name, image_size=image_size, num_classes=num_classes)
+    yield sum(p.numel() for p in model.parameters())
+    yield paper_macs(model, image_size)
+    yield products(name, image_size, num_classes)
+
+
+@functools.cache
+def _counted(results_root: Path = RESULTS) -> dict[tuple[str, int, int], tuple[int, int, int]]:
+    with (results_root / "complexity.csv").open(newline="", encoding="utf-8") as file:
+        _, *lines = csv.reader(file)
+    return {(name, int(size), int(classes)): tuple(map(int, counts)) for name, size, classes, *counts in lines}
 
 
 class LKA(nn.Module):
@@ -121,3 +194,19 @@ def measured(layer: nn.Module, dim: int, grid: tuple[int, int], images: int = 8)
         "macs": counter.get_total_flops() / 2 / images,
         "bytes": sum(kept.values()) / images,
     }
+
+
+def main() -> None:
+    """Count every comparator at every setting that it takes and write ``results/complexity.csv``."""
+    lines = [["row", "image_size", "num_classes", "params", "macs_paper", "macs"]]
+    for name in COMPARATORS:
+        for size, classes in SETTINGS:
+            if size % zoo.step(name) == 0:
+                lines.append([name, size, classes, *_run(name, size, classes)])
+                print(*lines[-1], file=sys.stderr, flush=True)
+    with (RESULTS / "complexity.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)
+
+
+if __name__ == "__main__":
+    main()

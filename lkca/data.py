@@ -80,6 +80,11 @@ DATASETS = {
         "cad5e2c3e839043e6c0a062ba41621748ba8e698756f3c028b721ff0547d9cdb", balanced=False,
     ),
 }  # fmt: skip
+for _size, _fingerprint in {  # the digits enlarged, for models that cannot take 8 x 8 pixels
+    32: "087a064b6ca122f0f8a1e5250e02d829774ac9d67dd52886bd2cb56930ab97ef",
+    64: "d7b2ea3381a44d7e1632b2e0836006ed0badeb390720c98bd2250f5597a913ee",
+}.items():
+    DATASETS[f"digits-{_size}"] = replace(DATASETS["digits"], image_size=_size, fingerprint=_fingerprint)
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
@@ -107,6 +112,16 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return len(self.train_labels)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images."""
+        return len(self.test_labels)
 
     def to(self, device: str) -> "Dataset":
         """The same data set with its tensors on ``device``."""
@@ -185,8 +200,8 @@ def _tiny(path: Path) -> list[Sample]:
 def _find(name: str, root: Path) -> tuple[list[Path], Callable[[], list[Sample]]] | None:
     """The files a data set is kept in under ``root``, and how to list its samples; None if it is not there."""
     kind, folder = spec(name).torchvision, root / name
-    if name == "digits":
-        return [], _digits  # scikit-learn brings it along
+    if name.startswith("digits"):
+        return [], partial(_digits, spec(name).image_size // 8)  # scikit-learn brings it along
     if (folder / "train").is_dir() or (folder / "test").is_dir():
         return [folder], partial(_image_folder, folder)
     if kind is SVHN:
@@ -240,11 +255,13 @@ def _svhn(root: Path) -> list[Sample]:
     return samples
 
 
-def _digits() -> list[Sample]:
+def _digits(factor: int) -> list[Sample]:
+    """The 8 x 8 digits, each pixel ``factor`` pixels a side."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     test = np.zeros(len(labels), bool)  # a fifth: 36 of each class, drawn once and for all (the fingerprint sees to it)
     rng = np.random.default_rng(0)
     for c in range(10):
@@ -307,7 +324,9 @@ def _read(name: str, samples: list[Sample], where: str) -> Dataset:
         with contextlib.suppress(ImportError):  # a machine that only trains need not have it
             from tqdm import tqdm
 
-            decoded = tqdm(decoded, total=len(samples), desc=f"reading {name}", disable=name == "digits", leave=False)
+            decoded = tqdm(
+                decoded, total=len(samples), desc=f"reading {name}", disable=name.startswith("digits"), leave=False
+            )
         decoded = list(decoded)
     splits, everything = {}, hashlib.sha256(f"{s.image_size} {s.classes}".encode())
     for split in ("train", "test"):
@@ -426,7 +445,8 @@ def load(name: str, root: Path | str = ROOT) -> Dataset:
 
     Args:
         name: "cifar10", "cifar100", "svhn", "tiny-imagenet" or "digits" (scikit-learn's 1,797 digits of 8 x 8 pixels,
-            split here into 1,437 and 360: the data set that needs no download).
+            split here into 1,437 and 360: the data set that needs no download), "digits-32" and "digits-64" (the same,
+            enlarged by whole factors).
         root: a folder; decoded images are cached in its ``.cache``.
 
     Returns:

@@ -12,8 +12,9 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from lkca import complexity, tables, zoo
+from lkca import complexity, data, rivals, tables, zoo
 from lkca.jobs import Job
 from lkca.records import Record
 
@@ -66,7 +67,7 @@ def trained(job: Job, found: Sequence[Record]) -> HTML:
         for r in found
     ]  # fmt: skip
     smoke = (
-        "A smoke run shows that the way works, from row to record. One pass over the digits is too short to learn "
+        "A smoke run shows that the way works, from row to record. Ten steps on the digits are too few to learn "
         "from: its accuracies are about chance (10 %) and say nothing about the paper."
     )
     return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])
@@ -108,18 +109,20 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str, protocol
         return show(figure, caption + (f" Not run: {', '.join(missing)}." if missing else ""))
 
 
-def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = ()) -> HTML:
+def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (), dataset: str | None = None) -> HTML:
     """`tables.compare` for the page; below it why a count differs, and every broken record that was left out."""
-    frame = tables.compare(table, ledger)
+    frame, spec = tables.compare(table, ledger, dataset), zoo.TABLES[table]
     for group in [f"ours, {p}" for p in tables.SHOWN]:
         if (frame[group, "last epoch"] == tables.NOT_RUN).all():  # one muted column says it
             frame = frame.drop(columns=[(group, "best epoch")])
-    notes = [f"* {row}: {zoo.ROWS[row].deviation}" for row in zoo.TABLES[table].rows if zoo.ROWS[row].deviation]
+    rows = (*spec.rows, *spec.extra)
+    notes = [f"* {row}: {zoo.row(row).deviation}" for row in rows if zoo.row(row).deviation]
     notes += [f"Left out, because broken: {sentence}" for sentence in broken]
+    setting = "at the settings of the print, see below" if table == 5 else "at 32 px and 10 classes"
     notes.append(
         "top-1 in percent. One seed: ± is the binomial standard error on the test set; several: ± is the standard "
         "deviation over seeds. “Best epoch” picks the epoch on the test set, as the authors report, and is too high by "
-        "that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, at 32 px and 10 classes."
+        f"that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, {setting}."
     )
     return table_html(frame, notes)
 
@@ -201,3 +204,62 @@ def describe(table: int, ledger: Sequence[Record]) -> str:
         if (d := tables.difference(table, ledger, "sketch", a, b))
     ]
     return text + (f" Sketched, LKCA − ViT is {', '.join(sketched)}." if sketched else "")
+
+
+def _name(ax: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Write the points' names beside them, the first ones first, as long as there is room."""
+    named: list[np.ndarray] = []
+    for row, point in points.items():
+        at = ax.transAxes.inverted().transform(ax.transData.transform(point))
+        if all((np.abs(at - other) > (0.2, 0.04)).any() for other in named):
+            named.append(at)
+            ax.annotate(row, point, (5, 3), textcoords="offset points", fontsize=7)
+
+
+def fronts(table: int, ledger: Sequence[Record], dataset: str) -> HTML:
+    """Accuracy against parameters and against MACs, with the rows that no other beats: the paper's, and ours where run.
+
+    Parameters and MACs are those of the models at the data set's own size and classes; MACs are all products.
+    """
+    spec, s = zoo.TABLES[table], data.spec(dataset)
+    true = {"image_size": s.image_size, "num_classes": s.classes}
+    params = {row: complexity.count(row, **true).params / 1e6 for row in spec.rows}
+    macs = {row: complexity.products(row, **true) / 1e6 for row in spec.rows}
+    series = {"the paper's": dict(tables.published(table, dataset).top1)}
+    for protocol in tables.SHOWN:
+        found = {row: tables.select(table, ledger, protocol, row, dataset) for row in spec.rows}
+        points = {row: float(np.mean([r.top1 for r in runs])) for row, runs in found.items() if runs}
+        if points:
+            series[f"ours, {protocol}"] = points
+    words, lkcas = [], {rows[-1] for rows in spec.groups.values()}
+    with style():
+        figure = Figure(figsize=(9.6, 3.9 * len(series)), layout="constrained")
+        axes = figure.subplots(len(series), 2, squeeze=False, sharey="row")
+        for line, (name, top1) in zip(axes, series.items(), strict=True):
+            line[0].set_ylabel(f"top-1, %, {name}")
+            for ax, cost, label in zip(line, (params, macs), ("parameters, M", "MACs, M"), strict=True):
+                best = rivals.front(cost, top1)
+                ax.plot([cost[r] for r in best], [top1[r] for r in best], color=INK, lw=1, ls="--", alpha=0.5)
+                for row, y in top1.items():
+                    kind = {"color": LKCA, "marker": "D"} if row in lkcas else {"color": "#777777", "marker": "o"}
+                    kind = kind if not row.startswith("ViT") else {"color": VIT, "marker": "s"}
+                    ax.plot(cost[row], y, ls="", ms=6, **kind)
+                ax.set_xscale("log")
+                ax.margins(0.1)
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.xaxis.set_major_formatter("{x:g}")
+                ax.xaxis.set_minor_formatter("")
+                _name(ax, {row: (cost[row], top1[row]) for row in dict.fromkeys((*best[::-1], *top1))})
+                ax.set_xlabel(label)
+                ax.grid(alpha=0.15, color=INK)
+                words.append(f"{name}, by {label.partition(',')[0]}: {', '.join(best)}")
+    frame = pd.DataFrame(
+        {"row": row, "parameters, M": f"{params[row]:.2f}", "MACs, M": f"{macs[row]:.2f}"}
+        | {name: f"{top1[row]:.2f}" if row in top1 else tables.NOT_RUN for name, top1 in series.items()}
+        for row in spec.rows
+    )
+    caption = (
+        f"Accuracy on {dataset} against parameters and MACs (LKCA blue diamonds, ViT orange squares). On the "
+        f"dashed front, where no row is cheaper and as accurate: {'; '.join(words)}."
+    )
+    return show(figure, caption, frame)

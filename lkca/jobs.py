@@ -16,9 +16,9 @@ from lkca.records import RESULTS, Record
 
 @dataclass(frozen=True)
 class Job:
-    """Checked work: these rows and seeds of a data set under a protocol, on a device; ``why`` says it in one line."""
+    """Checked work: these rows and seeds on data sets under a protocol, on a device; ``why`` says it in one line."""
 
-    dataset: str
+    datasets: tuple[str, ...]
     protocol: Protocol
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -28,11 +28,12 @@ class Job:
     why: str
 
     @property
-    def runs(self) -> list[tuple[str, int, Path]]:
-        """Row, seed and record path of every run, seed by seed."""
+    def runs(self) -> list[tuple[str, str, int, Path]]:
+        """Data set, row, seed and record path of every run, data set by data set and seed by seed."""
         p = self.protocol
         return [
-            (row, seed, records.path(self.results_root, row, self.dataset, p.name, p.hash, seed))
+            (dataset, row, seed, records.path(self.results_root, row, dataset, p.name, p.hash, seed))
+            for dataset in self.datasets
             for seed in self.seeds
             for row in self.rows
         ]
@@ -53,11 +54,11 @@ def plan(
 
     Args:
         table: number of the table in the paper, or "controls".
-        dataset: None for the table's own.
+        dataset: None for all of the table's own.
         protocol: "released", "paper", "sketch", "smoke", or "auto": `released` where there is a CUDA device and the
-            data set is present or can be downloaded, else `smoke`. `smoke` trains the rows on scikit-learn's digits,
-            and its records go to ``results_root/scratch``, which all tables share.
-        rows: "all", or names of the table's rows.
+            data is present or can be downloaded, else `smoke`. `smoke` trains the rows on scikit-learn's digits, and
+            its records go to ``results_root/scratch``, which all tables share.
+        rows: "all" of the paper's, or names of the table's rows, ours among them. A row with two names is one row.
         seeds: one run of each row a seed.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         data_root: folder of the data sets; None for `lkca.data.ROOT`.
@@ -69,15 +70,17 @@ def plan(
         OSError: if records cannot be written to ``results_root``.
     """
     spec = zoo.table(table)
-    dataset = dataset or spec.dataset
-    data.spec(dataset)  # raises on one that does not exist
+    datasets = (dataset,) if dataset else spec.datasets
+    for name in datasets:
+        data.spec(name)  # raises on one that does not exist
     if protocol != "auto" and protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is not one of 'auto', {', '.join(map(repr, PROTOCOLS))}")
     names = spec.rows if rows == "all" else tuple([rows] if isinstance(rows, str) else rows)
     title = f"Table {table}" if isinstance(table, int) else f"the {table}"
     for name in names:
-        if name not in spec.rows:
-            raise ValueError(f"row {name!r} is not in {title}; its rows are {', '.join(spec.rows)}")
+        if zoo.canonical(name) not in map(zoo.canonical, (*spec.rows, *spec.extra)):
+            raise ValueError(f"row {name!r} is not in {title}; its rows are {', '.join((*spec.rows, *spec.extra))}")
+    names = tuple(dict.fromkeys(map(zoo.canonical, names)))
     if not names or isinstance(seeds, str | int) or not seeds:
         raise ValueError("rows and seeds must be lists with at least one entry, e.g. rows=['ViT'], seeds=[0]")
     for seed in seeds:
@@ -93,22 +96,22 @@ def plan(
     if protocol == "auto" and not cuda:
         protocol, reason = "smoke", "there is no CUDA device, so this only shows that the way works"
     elif protocol != "smoke":
-        present = data.available(dataset, root) or data.downloadable(dataset)
-        if not present and protocol != "auto":
+        absent = [name for name in datasets if not (data.available(name, root) or data.downloadable(name))]
+        if absent and protocol != "auto":
             raise data.DataError(
-                f"{dataset} is not in {root} and its publisher's host does not answer: put it there, name its "
+                f"{absent[0]} is not in {root} and its publisher's host does not answer: put it there, name its "
                 "folder with data_root, or choose protocol='smoke', which needs no download"
             )
-        if not present:
-            protocol, reason = "smoke", f"{dataset} is not in {root} and cannot be downloaded from here"
+        if absent:
+            protocol, reason = "smoke", f"{absent[0]} is not in {root} and cannot be downloaded from here"
         elif protocol == "auto":
-            protocol, reason = "released", f"there is a CUDA device and {dataset}"
-    dataset, results = ("digits", results / "scratch") if protocol == "smoke" else (dataset, results)
-    job = Job(dataset, PROTOCOLS[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
+            protocol, reason = "released", f"there is a CUDA device and {', '.join(datasets)}"
+    datasets, results = ((spec.smoke,), results / "scratch") if protocol == "smoke" else (datasets, results)
+    job = Job(datasets, PROTOCOLS[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
     missing = sum(not path.exists() for *_, path in job.runs)
     if missing:
         records.check_writable(results)
-    why = f"`{protocol}` on {dataset}, {job.device}: {reason}. {missing} of {len(job.runs)} runs to train."
+    why = f"`{protocol}` on {', '.join(datasets)}, {job.device}: {reason}. {missing} of {len(job.runs)} runs to train."
     return Job(**{**vars(job), "why": why})
 
 
@@ -119,11 +122,12 @@ def run(job: Job, progress: str | None = "bar") -> list[Record]:
     Killed at any time, it goes on from the last checkpoint when it is called again. Raises what `train.fit`,
     `data.load` and `records.read_one` raise.
     """
-    dataset = None
-    for row in job.rows:
-        missing = [seed for r, seed, path in job.runs if r == row and not path.exists()]
-        for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
-            dataset = dataset or data.load(job.dataset, job.data_root)
-            fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
-            train.fit(row, dataset, job.protocol, seeds, **fit)
+    fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
+    for name in job.datasets:
+        dataset = None
+        for row in job.rows:
+            missing = [seed for d, r, seed, path in job.runs if (d, r) == (name, row) and not path.exists()]
+            for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
+                dataset = dataset or data.load(name, job.data_root)
+                train.fit(row, dataset, job.protocol, seeds, **fit)
     return [records.read_one(path) for *_, path in job.runs]

@@ -7,15 +7,34 @@ number of passes an epoch). What each field is, and where text and code part, is
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How a cell is trained. The defaults are the settings on which paper and released code agree."""
+class Settings:
+    """A protocol's name, and its other fields as data with a hash. Each task's protocol adds its fields."""
 
     name: str
     cost: str  # what it costs and what to expect, in a line
+
+    @property
+    def fields(self) -> dict:
+        """The settings as they stand in a record, name and cost left out."""
+        settings = dataclasses.asdict(self)
+        del settings["name"], settings["cost"]
+        return json.loads(json.dumps(settings))
+
+    @property
+    def hash(self) -> str:
+        """Ten hexadecimal digits that change when, and only when, a setting does."""
+        return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Protocol(Settings):
+    """How a cell of Tables 1-5 is trained. The defaults are the settings on which paper and released code agree."""
+
     epochs: int = 100
     passes_per_epoch: int = 1  # over the training set
     train_images: int | None = None  # of a fixed, seeded, stratified subset; None for all
@@ -38,17 +57,26 @@ class Protocol:
     drop_path: float | None = None  # None: the row's own
     precision: str = "fp32"  # the authors'; what a run used stands in its record
 
-    @property
-    def fields(self) -> dict:
-        """The settings as they stand in a record, name and cost left out."""
-        settings = dataclasses.asdict(self)
-        del settings["name"], settings["cost"]
-        return json.loads(json.dumps(settings))
+    def stages(self, n: int) -> list[int]:
+        """The steps at which a run on ``n`` training images is evaluated: the end of each epoch.
 
-    @property
-    def hash(self) -> str:
-        """Ten hexadecimal digits that change when, and only when, a setting does."""
-        return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()[:10]
+        Raises ValueError if they do not fill a batch.
+        """
+        steps = self._steps(n)
+        if not steps:
+            raise ValueError(f"there are {n} training images, fewer than a batch of {self.batch_size}")
+        return list(range(steps, steps * self.epochs + 1, steps))
+
+    def _steps(self, n: int) -> int:
+        return self.passes_per_epoch * n // self.batch_size
+
+    def learning_rate(self, step: int, n: int) -> float:
+        """Of a step (0-based): linear warm-up from ``lr_floor`` to ``lr``, then cosine back; ``n`` training images."""
+        warmup, total = self.warmup_epochs * self._steps(n), self.epochs * self._steps(n)
+        if step < warmup:
+            return self.lr_floor + (self.lr - self.lr_floor) * step / warmup
+        progress = (step - warmup) / (total - warmup)
+        return self.lr_floor + (self.lr - self.lr_floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 PROTOCOLS = {
@@ -72,9 +100,10 @@ PROTOCOLS = {
         ),
         Protocol(
             "smoke",
-            "One pass of the whole recipe over scikit-learn's digits, seconds to a minute a row on two CPU cores. It "
-            "shows that the way works; it is too short to learn from: expect chance, about 10 %.",
+            "Ten steps of the whole recipe on scikit-learn's digits, seconds a row on two CPU cores. It shows that the "
+            "way works; it is too short to learn from: expect chance, about 10 %.",
             epochs=1,
+            train_images=320,
             batch_size=32,
             warmup_epochs=0,
             flip=0.0,

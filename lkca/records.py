@@ -14,6 +14,7 @@ import os
 import tempfile
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,21 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One finished training of a cell (``row`` on ``dataset``) under a protocol with a seed.
+class Stage:
+    """One point of a segmentation run's curve: shares of the test set in percent, ``seconds`` with evaluation."""
 
-    Accuracies are percent of the whole test set. ``top1`` is the last epoch's, the result; ``top1_best`` is the best
-    over all epochs *on the test set*, which the authors report, kept beside it because it selects on the test set.
-    """
+    iteration: int  # steps taken
+    lr: float  # learning rate of the stage's last step
+    train_loss: float  # mean of the training objective, the auxiliary head's part included
+    aacc: float  # of all labelled pixels, how many are right
+    miou: float  # mean intersection over union of all classes
+    miou10: float  # of the ten best classes
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the record of any finished run says: the cell, the settings, the model's size, how and where it was made."""
 
     row: str
     dataset: str
@@ -56,15 +66,9 @@ class Record:
     protocol_hash: str
     protocol_fields: dict
     seed: int
-    top1: float
-    top1_best: float
-    best_epoch: int  # 1-based, the first to reach top1_best
-    test_loss: float  # last epoch, cross entropy in nats
-    per_class_top1: list[float]  # percent, in class order
-    curve: list[Epoch]
     params: int  # of the model as built
     params_paper: int  # in the paper's convention at the setting that was trained
-    macs: int  # one image forward, all products counted, taps inside the map only
+    macs: int  # one image forward, all products counted, of LKCA's taps those inside the map
     macs_paper: int  # in the paper's convention at the setting that was trained
     image_size: int  # pixels a side
     num_classes: int
@@ -80,7 +84,6 @@ class Record:
     git_clean: bool
     finished: str  # UTC, ISO 8601
     stacked: int = 1  # seeds that were trained in the same step
-    correct: str = ""  # which test images the last epoch got right, see `pack`; "" in records that do not know
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -90,18 +93,39 @@ class Record:
             raise RecordError(f"schema is {self.schema}, this code reads {SCHEMA}")
         if not self.curve:
             raise RecordError("curve is empty")
-        if [e.epoch for e in self.curve] != list(range(1, len(self.curve) + 1)):
-            raise RecordError("curve does not count its epochs 1, 2, 3, …")
-        best = max(self.curve, key=lambda e: e.top1)
-        story = {
-            "top1": self.curve[-1].top1,
-            "test_loss": self.curve[-1].test_loss,
-            "top1_best": best.top1,
-            "best_epoch": best.epoch,
-        }
-        for name, told in story.items():
+        for name, told in self.story().items():
             if getattr(self, name) != told:
                 raise RecordError(f"{name} is {getattr(self, name)} but the curve says {told}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Run):
+    """One finished training of a cell (``row`` on ``dataset``) under a protocol with a seed.
+
+    Accuracies are percent of the whole test set. ``top1`` is the last epoch's, the result; ``top1_best`` is the best
+    over all epochs *on the test set*, which the authors report, kept beside it because it selects on the test set.
+    """
+
+    top1: float
+    top1_best: float
+    best_epoch: int  # 1-based, the first to reach top1_best
+    test_loss: float  # last epoch, cross entropy in nats
+    per_class_top1: list[float]  # percent, in class order
+    curve: list[Epoch]
+    correct: str = ""  # which test images the last epoch got right, see `pack`; "" in records that do not know
+    task: str = "classification"
+
+    def story(self) -> dict:
+        """What the curve says of the summary's fields."""
+        best = max(self.curve, key=lambda e: e.top1)
+        last = self.curve[-1]
+        return {"top1": last.top1, "test_loss": last.test_loss, "top1_best": best.top1, "best_epoch": best.epoch}
+
+    def __post_init__(self) -> None:
+        """Check as `Run` does, and that classes and answers fit; raises RecordError."""
+        super().__post_init__()
+        if [e.epoch for e in self.curve] != list(range(1, len(self.curve) + 1)):
+            raise RecordError("curve does not count its epochs 1, 2, 3, …")
         if len(self.per_class_top1) != self.num_classes:
             raise RecordError(f"per_class_top1 has {len(self.per_class_top1)} entries for {self.num_classes} classes")
         if self.correct:
@@ -122,6 +146,56 @@ class Record:
         if len(packed) != -(-self.num_test // 8):
             raise RecordError(f"correct holds {len(packed)} bytes for {self.num_test} test images")
         return np.unpackbits(packed, count=self.num_test).astype(bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationRecord(Run):
+    """One finished training of a segmentation row, evaluated at several iteration counts: the curve holds each.
+
+    The last stage's counts of pixels, a number a class, give every measure: a class's intersection over union, and as
+    their mean over the classes that occur the mIoU.
+    """
+
+    aacc: float
+    miou: float
+    miou10: float
+    curve: list[Stage]
+    intersection: list[int]  # pixels of a class found as that class
+    union: list[int]  # pixels of a class, or found as that class
+    truth: list[int]  # pixels of a class
+    task: str = "segmentation"
+
+    def story(self) -> dict:
+        """What the curve says of the summary's fields."""
+        return {name: getattr(self.curve[-1], name) for name in ("aacc", "miou", "miou10")}
+
+    def __post_init__(self) -> None:
+        """Check as `Run` does, and that the pixels give the measures; raises RecordError."""
+        super().__post_init__()
+        for name in ("intersection", "union", "truth"):
+            if len(getattr(self, name)) != self.num_classes:
+                raise RecordError(f"{name} has {len(getattr(self, name))} entries for {self.num_classes} classes")
+        for name, told in measures(self.intersection, self.union, self.truth).items():
+            if abs(getattr(self, name) - told) > 1e-9:
+                raise RecordError(f"{name} is {getattr(self, name)} but the pixels say {told}")
+
+
+def measures(intersection: Sequence[int], union: Sequence[int], truth: Sequence[int]) -> dict[str, float]:
+    """aAcc, mIoU and the mean IoU of the ten best classes, in percent, from pixel counts a class.
+
+    Classes that occur neither in the truth nor in what was found have no IoU and are left out. Fewer than ten classes
+    are all among the ten best.
+    """
+    inside, outside = (np.array(v, float) for v in (intersection, union))
+    iou = np.sort(100 * inside[outside > 0] / outside[outside > 0])[::-1]
+    return {
+        "aacc": float(100 * inside.sum() / np.sum(truth)),
+        "miou": float(iou.mean()),
+        "miou10": float(iou[:10].mean()),
+    }
+
+
+KINDS = {"classification": (Record, Epoch), "segmentation": (SegmentationRecord, Stage)}
 
 
 def pack(right: np.ndarray) -> str:
@@ -156,18 +230,18 @@ def path(results_root: Path, row: str, dataset: str, protocol: str, protocol_has
     return Path(results_root) / "runs" / name
 
 
-def path_of(record: Record, results_root: Path) -> Path:
+def path_of(record: Run, results_root: Path) -> Path:
     """Where ``record`` belongs under ``results_root``."""
     r = record
     return path(results_root, r.row, r.dataset, r.protocol, r.protocol_hash, r.seed)
 
 
-def weights_path(record: Record, results_root: Path = RESULTS) -> Path:
+def weights_path(record: Run, results_root: Path = RESULTS) -> Path:
     """Where the trained weights of ``record`` belong, if they are kept."""
     return Path(results_root) / "weights" / path_of(record, "").with_suffix(".safetensors").name
 
 
-def write_weights(record: Record, weights: dict[str, Tensor], results_root: Path = RESULTS) -> Path:
+def write_weights(record: Run, weights: dict[str, Tensor], results_root: Path = RESULTS) -> Path:
     """Keep the weights of a run, rounded to half precision; returns their path."""
     target = weights_path(record, results_root)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +252,7 @@ def write_weights(record: Record, weights: dict[str, Tensor], results_root: Path
     return target
 
 
-def read_weights(record: Record, results_root: Path = RESULTS) -> dict[str, Tensor]:
+def read_weights(record: Run, results_root: Path = RESULTS) -> dict[str, Tensor]:
     """The weights of a run by name, float32; raises RecordError if they were not kept or are damaged."""
     file = weights_path(record, results_root)
     try:
@@ -189,7 +263,7 @@ def read_weights(record: Record, results_root: Path = RESULTS) -> dict[str, Tens
         raise RecordError(f"{file} is damaged ({error})") from None
 
 
-def write(record: Record, results_root: Path = RESULTS) -> Path:
+def write(record: Run, results_root: Path = RESULTS) -> Path:
     """Write ``record`` into the ledger, whole or not at all; returns its path.
 
     Raises FileExistsError if that run already has a record: records are never overwritten.
@@ -226,32 +300,38 @@ def check_writable(results_root: Path) -> None:
         ) from None
 
 
-def read_one(file: Path) -> Record:
+def read_one(file: Path) -> Run:
     """Read and check one record; raises RecordError naming the file."""
     try:
         fields = json.loads(Path(file).read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
             raise RecordError("is not a JSON object")
-        fields["curve"] = [Epoch(**point) for point in fields.get("curve", [])]
+        task = fields.get("task", "classification")
+        if task not in KINDS:
+            raise RecordError(f"task {task!r} is not one of {', '.join(KINDS)}")
+        kind, kind_of_point = KINDS[task]
+        fields["curve"] = [kind_of_point(**point) for point in fields.get("curve", [])]
         for point in fields["curve"]:
             _check_types(point)
-        record = Record(**fields)
+        record = kind(**fields)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RecordError(f"{file}: {str(error).removeprefix('Record.').removeprefix('__init__() ')}") from error
+        raise RecordError(f"{file}: {str(error).partition('__init__() ')[2] or error}") from error
     if path_of(record, "").name != Path(file).name:
         raise RecordError(f"{file}: holds the run that belongs in {path_of(record, '').name}")
     return record
 
 
-def read(results_root: Path = RESULTS) -> tuple[list[Record], list[str]]:
-    """Read the ledger: all sound records, in file-name order, and one sentence for each broken one.
+def read(results_root: Path = RESULTS, kind: type[Run] = Record) -> tuple[list, list[str]]:
+    """Read the ledger: all sound records of a kind, in file-name order, and one sentence for each broken one.
 
     A broken record is left out and named; it never hides the others.
     """
     found, broken = [], []
     for file in sorted((Path(results_root) / "runs").glob("*.json")):
         try:
-            found.append(read_one(file))
+            record = read_one(file)
         except RecordError as error:
             broken.append(str(error))
+            continue
+        found += [record] if isinstance(record, kind) else []
     return found, broken

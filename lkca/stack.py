@@ -1,24 +1,34 @@
-"""Several seeds of one row, trained together in one step.
+"""Several seeds of one row, trained together in one step, whatever the task.
 
 The parameters of S models are stacked, (S, …), and one vectorised call computes all S losses; each seed has its own
 batch, draws and optimiser state, so that it ends where it would have ended alone. On CUDA the whole step (forward,
 backward, AdamW) is captured once as a CUDA graph and replayed: launches bind a small ViT, not products.
+
+A model says with ``stackable = False`` that it cannot be vectorised, because it keeps running statistics or draws
+random numbers of its own: it is a stack of one, called as it is, with torch's generator seeded anew for each step.
 """
 
 import contextlib
 import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lkca import augment
-from lkca.protocols import Protocol
-
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32}  # of weights
 EXECUTIONS = ("eager", "captured", "compiled")
+
+
+def stackable(model: nn.Module) -> bool:
+    """Whether several seeds of a model can share a step."""
+    return getattr(model, "stackable", True)
+
+
+def _first(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t[0] for name, t in stacked.items()}
 
 
 class Stack:
@@ -26,58 +36,59 @@ class Stack:
 
     Args:
         models: the freshly initialised models, on the CPU.
-        protocol: the recipe.
-        mean, std: of the data set, per channel, in [0, 1].
+        loss: one seed's: ``loss(call, *batch)`` is a scalar, with ``call(x, …)`` the model's forward and ``batch`` that
+            seed's part of what `train` is given.
+        betas, weight_decay: AdamW's.
         device: "cpu" or "cuda".
         precision: "fp32"; "tf32" products; "bf16", autocast with fp32 weights; "fp64", for tests.
         execution: "eager"; "captured" as a CUDA graph; "compiled", by torch.compile and then captured.
+
+    Raises:
+        ValueError: on several models that cannot be stacked.
     """
 
     def __init__(
         self,
         models: list[nn.Module],
-        protocol: Protocol,
-        mean: tuple,
-        std: tuple,
+        loss: Callable[..., Tensor],
         *,
+        betas: tuple[float, float],
+        weight_decay: float,
         device: str,
         precision: str,
         execution: str,
     ):
-        self.protocol, self.device, self.precision, self.execution = protocol, device, precision, execution
+        self.device, self.precision, self.execution = device, precision, execution
         self.dtype = dtype = PRECISIONS[precision]
         self.num_draws = getattr(models[0], "num_draws", 0)
+        self.stackable = stackable(models[0])
+        if len(models) > 1 and not self.stackable:
+            raise ValueError(f"{len(models)} seeds were asked for, but this row can only be trained one at a time")
         models = [model.to(device, dtype) for model in models]
         self.params, self.buffers = stack_module_state(models)
         self._model = copy.deepcopy(models[0]).to("meta")
-        self._mean, self._std = (torch.tensor(v, dtype=dtype, device=device) for v in (mean, std))
+        self._loss = loss
         self._lr = torch.zeros((), dtype=dtype, device=device)
         self._optimizer = torch.optim.AdamW(
-            list(self.params.values()),
-            lr=self._lr,
-            betas=protocol.betas,
-            weight_decay=protocol.weight_decay,
-            fused=True,
+            list(self.params.values()), lr=self._lr, betas=betas, weight_decay=weight_decay, fused=True
         )
         seeds = len(models)
         self.loss_sum = torch.zeros(seeds, dtype=torch.float64, device=device)
         self.first_bad = torch.full((seeds,), -1, device=device)  # step of the first loss that is not finite
         self._count = torch.zeros((), dtype=torch.long, device=device)
-        losses = torch.vmap(self._loss)
+        losses = torch.vmap(self._one) if self.stackable else self._alone
         self._losses = torch.compile(losses) if execution == "compiled" else losses
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: list[Tensor] = []
 
-    def _loss(self, params: dict, buffers: dict, images: Tensor, labels: Tensor, erased: Tensor, other: Tensor,
-              share: Tensor, weight: Tensor, box: Tensor, uniform: Tensor) -> Tensor:  # fmt: skip
-        """One seed's loss on one batch of a `train.block`."""
-        x = augment.normalise(images, self._mean, self._std)
-        x = augment.erase(x, erased, self._mean)
-        x = augment.mix(x, other, weight, box)
-        logits = functional_call(self._model, (params, buffers), (x, uniform) if self.num_draws else (x,))
-        smoothing = self.protocol.label_smoothing
-        own, theirs = (F.cross_entropy(logits, y, label_smoothing=smoothing) for y in (labels, labels[other]))
-        return share * own + (1 - share) * theirs
+    def _one(self, params: dict, buffers: dict, *batch: Tensor) -> Tensor:
+        return self._loss(partial(self._call, params, buffers), *batch)
+
+    def _alone(self, params: dict, buffers: dict, *batch: Tensor) -> Tensor:
+        return self._one(_first(params), _first(buffers), *(t[0] for t in batch))[None]
+
+    def _call(self, params: dict, buffers: dict, *inputs: Tensor) -> Tensor:
+        return functional_call(self._model, (params, buffers), inputs)
 
     @contextlib.contextmanager
     def _arithmetic(self):
@@ -125,56 +136,49 @@ class Stack:
         with torch.cuda.graph(self._graph):
             self._step(self._batch)
 
-    def train(self, block: list[Tensor], rates: list[float]) -> None:
-        """Take a step for each rate on the batches of a `train.block`, without waiting for the device."""
-        self._model.train()
-        for i, rate in enumerate(rates):
-            batch = [t[:, i] for t in block]
-            self._lr.fill_(rate)
-            if self.execution == "eager":
-                self._step(batch)
-                continue
-            if self._graph is None:
-                self._capture(batch)
-            for held, t in zip(self._batch, batch, strict=True):
-                held.copy_(t)
-            self._graph.replay()
-
-    @torch.no_grad()
-    def evaluate(self, images: Tensor, labels: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
-        """Test every seed on the whole test set, on the device.
+    def train(self, block: list[Tensor], rates: Sequence[float], noise: Sequence[int]) -> None:
+        """Take steps, without waiting for the device.
 
         Args:
-            images: uint8, (N, 3, H, W), on the device.
-            labels: int64, (N,), on the device.
-            batch_size: images at a time.
-
-        Returns:
-            Mean cross entropy in nats, (S,), and which images were right, bool (S, N).
+            block: a task's batches, (S, G, …) each.
+            rates: the learning rates of the G steps.
+            noise: for each step, the seed of what a model that is not stackable draws in it.
         """
+        self._model.train()
+        for i, (rate, seed) in enumerate(zip(rates, noise, strict=True)):
+            batch = [t[:, i] for t in block]
+            self._lr.fill_(rate)
+            if self.execution != "eager":
+                if self._graph is None:
+                    self._capture(batch)
+                for held, t in zip(self._batch, batch, strict=True):
+                    held.copy_(t)
+            if not self.stackable:
+                torch.manual_seed(seed)
+            if self._graph is None:
+                self._step(batch)
+            else:
+                self._graph.replay()
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """What every seed's model says of the same input in evaluation mode, (S, …)."""
         self._model.eval()
-
-        def logits(params: dict, buffers: dict, x: Tensor) -> Tensor:
-            return functional_call(self._model, (params, buffers), (x,))
-
-        loss, right = 0.0, []
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            with self._arithmetic():
-                x = augment.normalise(x, self._mean, self._std)
-                out = torch.vmap(logits, in_dims=(0, 0, None))(self.params, self.buffers, x)  # (S, batch, classes)
-            picked = out.double().log_softmax(-1).gather(-1, y.expand(len(out), -1)[..., None])
-            loss = loss - picked.sum((1, 2))
-            right.append(out.argmax(-1) == y)
-        return loss / len(labels), torch.cat(right, dim=1)
+        with self._arithmetic():
+            if self.stackable:
+                return torch.vmap(self._call, in_dims=(0, 0, None))(self.params, self.buffers, x)
+            return self._call(_first(self.params), _first(self.buffers), x)[None]
 
     def weights(self, i: int) -> dict[str, Tensor]:
         """Parameters and buffers of the i-th seed by name: a state dict of its model."""
-        return {name: w[i].detach() for name, w in (self.params | self.buffers).items()}
+        held = self.params | self.buffers
+        return {name: held[name][i].detach() for name in self._model.state_dict()}
 
     def state_dict(self) -> dict:
-        """All that a stack needs to go on: weights, moments, and what was added up since the last evaluation."""
+        """All that a stack needs to go on: weights, buffers, moments, and what was added up since the last stage."""
         return {
             "params": {name: p.detach() for name, p in self.params.items()},
+            "buffers": self.buffers,
             "optimizer": self._optimizer.state_dict()["state"],
             "loss_sum": self.loss_sum,
             "count": self._count,
@@ -183,8 +187,9 @@ class Stack:
     def load_state_dict(self, state: dict) -> None:
         """Go on from ``state``, in place."""
         with torch.no_grad():
-            for name, p in self.params.items():
-                p.copy_(state["params"][name])
+            for part in ("params", "buffers"):
+                for name, t in getattr(self, part).items():
+                    t.copy_(state[part][name])
             self.loss_sum.copy_(state["loss_sum"])
             self._count.copy_(state["count"])
             self.first_bad.fill_(-1)

@@ -8,6 +8,10 @@ seed. Its interval is the wider, at either end, of two 95 % intervals: the perce
 and the normal interval from the binomial error of two accuracies on one test set, which more seeds do not shrink. The
 paper's claim "LKCA is better" then *holds* if the interval lies above 0, *does not hold* if it lies below 0, and is
 *undecided* if it contains 0. A pair without a seed in common is *not run*.
+
+For a group of Tables 4 and 5 the claim is "LKCA is the best of its group". It *holds* if LKCA is better than each of
+its rivals by the rule above, *does not hold* if one of them is better than LKCA, is *undecided* if neither, and *not
+run* as long as a rival that could decide it has not been run.
 """
 
 from collections.abc import Sequence
@@ -41,10 +45,11 @@ class Difference:
         return (self.low > 0) - (self.high < 0)
 
 
-def published(table: int) -> pd.DataFrame:
-    """The paper's numbers: ``top1`` in percent, ``params`` and ``flops`` as printed, by row."""
+def published(table: int, dataset: str | None = None) -> pd.DataFrame:
+    """The paper's numbers: ``top1`` in percent on a data set of the table, ``params``, ``flops`` as printed, by row."""
     file = records.RESULTS / "paper" / f"table{table}.csv"
-    return pd.read_csv(file, dtype={"params": str, "flops": str}).set_index("model")
+    frame = pd.read_csv(file, dtype={"params": str, "flops": str}).set_index("model")
+    return frame.rename(columns={dataset or zoo.TABLES[table].dataset: "top1"})
 
 
 def pairs(table: int) -> list[tuple[str, str]]:
@@ -54,15 +59,18 @@ def pairs(table: int) -> list[tuple[str, str]]:
 
 def of_cell(ledger: Sequence[Record], dataset: str, protocol: str, row: str) -> list[Record]:
     """The records of a cell under a protocol, by seed: those made with that protocol's present settings."""
-    settings = (dataset, row, protocol, PROTOCOLS[protocol].hash)
+    settings = (dataset, zoo.canonical(row), protocol, PROTOCOLS[protocol].hash)
     found = [r for r in ledger if (r.dataset, r.row, r.protocol, r.protocol_hash) == settings]
     return sorted(found, key=lambda r: r.seed)
 
 
-def select(table: int, ledger: Sequence[Record], protocol: str, row: str | None = None) -> list[Record]:
-    """The records a table shows under a protocol, by row and seed."""
+def select(
+    table: int, ledger: Sequence[Record], protocol: str, row: str | None = None, dataset: str | None = None
+) -> list[Record]:
+    """The records a table shows on a data set of it under a protocol, by row and seed."""
     spec = zoo.TABLES[table]
-    return [r for name in ([row] if row else spec.rows) for r in of_cell(ledger, spec.dataset, protocol, name)]
+    rows = [row] if row else spec.rows
+    return [r for name in rows for r in of_cell(ledger, dataset or spec.dataset, protocol, name)]
 
 
 def binomial_error(top1: float, images: int) -> float:
@@ -100,22 +108,55 @@ def verdict(table: int, ledger: Sequence[Record], vit: str, lkca: str) -> str:
     return NOT_RUN
 
 
-def compare(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
-    """The table: paper beside ours, one line a row, columns in groups, everything as shown (strings)."""
-    paper = published(table)
+def group_verdict(table: int, ledger: Sequence[Record], group: str, dataset: str) -> str:
+    """Whether "LKCA is the best of its group" holds, by the rule above; `released` speaks before `paper`."""
+    for protocol in FULL:
+        found = rivals(table, ledger, protocol, group, dataset)
+        signs = [d.sign for d in found.values() if d]
+        if -1 in signs:
+            return "does not hold"
+        if signs and len(signs) == len(found):
+            return "holds" if min(signs) == 1 else "undecided"
+    return NOT_RUN
+
+
+def rivals(
+    table: int, ledger: Sequence[Record], protocol: str, group: str, dataset: str
+) -> dict[str, Difference | None]:
+    """LKCA - rival for every rival in a group of Tables 4 and 5; None where no seed is shared."""
+    *others, lkca = zoo.TABLES[table].groups[group]
+    ours = of_cell(ledger, dataset, protocol, lkca)
+    return {row: paired(of_cell(ledger, dataset, protocol, row), ours) for row in others}
+
+
+def verdicts(table: int, ledger: Sequence[Record], dataset: str | None = None) -> list[str]:
+    """The verdict on each of a table's comparisons on a data set: its pairs, in Tables 4 and 5 its groups."""
+    spec = zoo.TABLES[table]
+    if spec.groups:
+        return [group_verdict(table, ledger, group, dataset or spec.dataset) for group in spec.groups]
+    return [verdict(table, ledger, *pair) for pair in pairs(table)]
+
+
+def compare(table: int, ledger: Sequence[Record], dataset: str | None = None) -> pd.DataFrame:
+    """The table on a data set of it: paper beside ours, one line a row, columns in groups, all as shown (strings).
+
+    Rows of ours that a table has besides the paper's have empty columns of the paper's.
+    """
+    paper, spec = published(table, dataset), zoo.TABLES[table]
     lines = {}
-    for row in zoo.TABLES[table].rows:
-        ours = complexity.count(row, **complexity.PRINTED_SETTING)
-        mark = "*" if zoo.ROWS[row].deviation else ""
+    for row in (*spec.rows, *spec.extra):
+        ours = complexity.count(row, **complexity.printed_at(row))
+        mark = "*" if zoo.row(row).deviation else ""
+        printed = paper.loc[row] if row in paper.index else None
         line = {
-            ("paper", "top-1"): f"{paper.top1[row]:.2f}",
-            ("paper", "params"): paper.params[row],
-            ("paper", "FLOPs"): paper.flops[row],
+            ("paper", "top-1"): "" if printed is None else f"{printed.top1:.2f}",
+            ("paper", "params"): "" if printed is None else printed.params,
+            ("paper", "FLOPs"): "" if printed is None else printed.flops,
             ("counted here", "params"): f"{ours.params_paper / 1e6:.2f}M{mark}",
             ("counted here", "FLOPs"): f"{ours.macs_paper / 1e6:.2f}M{mark}",
         }
         for protocol in SHOWN:
-            runs = select(table, ledger, protocol, row)
+            runs = select(table, ledger, protocol, row, dataset)
             line[f"ours, {protocol}", "last epoch"] = _accuracy(runs)
             line[f"ours, {protocol}", "best epoch"] = f"{np.mean([r.top1_best for r in runs]):.2f}" if runs else ""
         lines[row] = line
@@ -133,7 +174,8 @@ def _accuracy(runs: list[Record]) -> str:
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(runs)} seeds)"
 
 
-def _interval(d: Difference | None) -> str:
+def interval(d: Difference | None) -> str:
+    """A difference with its interval, as text."""
     return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}" if d else NOT_RUN
 
 
@@ -146,7 +188,7 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         found = {p: difference(table, ledger, p, vit, lkca) for p in SHOWN}
         line = {"paper": f"{paper[lkca] - paper[vit]:+.2f}"}
         for protocol, d in found.items():
-            line[f"ours, {protocol}"] = _interval(d)
+            line[f"ours, {protocol}"] = interval(d)
         line["claim"] = verdict(table, ledger, vit, lkca)
         line["direction in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
         lines[f"{lkca} − {vit}"] = line
@@ -175,8 +217,10 @@ def runs(found: Sequence[Record]) -> pd.DataFrame:
 
 
 def table_runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
-    """Every record behind a table."""
-    return runs([r for protocol in SHOWN for r in select(table, ledger, protocol)])
+    """Every record behind a table, those of rows of ours among them."""
+    spec = zoo.TABLES[table]
+    cells = [(protocol, d, row) for protocol in SHOWN for d in spec.datasets for row in (*spec.rows, *spec.extra)]
+    return runs([r for protocol, d, row in cells for r in of_cell(ledger, d, protocol, row)])
 
 
 def control_runs(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
@@ -186,17 +230,20 @@ def control_runs(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFr
 
 
 def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -> pd.DataFrame:
-    """The status of each table: cells run under a full protocol, verdicts over its pairs, cells sketched (counts)."""
+    """The status of each table: cells run under a full protocol, verdicts on its comparisons, cells sketched (counts).
+
+    A comparison is a pair, in Tables 4 and 5 a group.
+    """
     lines = {}
-    for t in tables:
-        verdicts = [verdict(t, ledger, *pair) for pair in pairs(t)]
-        full = {r.row for p in FULL for r in select(t, ledger, p)}
-        lines[f"Table {t}, {zoo.TABLES[t].dataset}"] = {
+    for t, dataset in [(table, name) for table in tables for name in zoo.TABLES[table].datasets]:
+        found = verdicts(t, ledger, dataset)
+        full = {r.row for p in FULL for r in select(t, ledger, p, dataset=dataset)}
+        lines[f"Table {t}, {dataset}"] = {
             "rows": len(zoo.TABLES[t].rows),
             "rows run in full": len(full),
-            "pairs": len(verdicts),
-            **{word: verdicts.count(word) for word in VERDICTS},
-            "rows sketched": len({r.row for r in select(t, ledger, "sketch")}),
+            "comparisons": len(found),
+            **{word: found.count(word) for word in VERDICTS},
+            "rows sketched": len({r.row for r in select(t, ledger, "sketch", dataset=dataset)}),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -204,12 +251,14 @@ def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -
 def totals(ledger: Sequence[Record]) -> dict[str, str]:
     """The board in words and numbers, for the front page to quote."""
     counts = board(ledger).sum()
+    cells = ((t, dataset) for t in zoo.TABLES for dataset in zoo.TABLES[t].datasets)
+    sketches = {records.path_of(r, "") for t, d in cells for r in select(t, ledger, "sketch", dataset=d)}
     names = {"holds": "holds", "fails": "does not hold", "undecided": "undecided", "not_run": NOT_RUN}
     return {
         "cells_total": str(counts["rows"]),
         "runs_full": str(counts["rows run in full"]),
-        "pairs_total": str(counts["pairs"]),
-        "sketch_runs": str(sum(len(select(t, ledger, "sketch")) for t in zoo.TABLES)),
+        "comparisons_total": str(counts["comparisons"]),
+        "sketch_runs": str(len(sketches)),
         **{key: str(counts[word]) for key, word in names.items()},
     }
 
@@ -222,7 +271,7 @@ def sketched(ledger: Sequence[Record]) -> pd.DataFrame:
             "pair": f"{lkca} − {vit}",
             "ViT": _accuracy(select(t, ledger, "sketch", vit)),
             "LKCA": _accuracy(select(t, ledger, "sketch", lkca)),
-            "difference": _interval(d),
+            "difference": interval(d),
             "the paper's, in full": f"{published(t).top1[lkca] - published(t).top1[vit]:+.2f}",
         }
         for t in zoo.TABLES
@@ -244,7 +293,7 @@ def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
             "parameters": f"{params[0]:.2f}M → {params[1]:.2f}M",
         }
         for protocol in SHOWN:
-            line[f"ours, {protocol}"] = _interval(paired(*cells(ledger, dataset, protocol, c)))
+            line[f"ours, {protocol}"] = interval(paired(*cells(ledger, dataset, protocol, c)))
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -282,7 +331,7 @@ def passes_table(ledger: Sequence[Record], dataset: str, rows: Sequence[str]) ->
                 "row": row,
                 "paper, 100 passes": _accuracy(paper),
                 "released, 300 passes": _accuracy(released),
-                "released − paper": _interval(paired(paper, released)),
+                "released − paper": interval(paired(paper, released)),
             }
         )
     return pd.DataFrame(lines)
@@ -292,7 +341,7 @@ def claims(ledger: Sequence[Record]) -> pd.DataFrame:
     """Each claim of the paper with its verdict: by its proof as written down, or by the ledger where it is of a table.
 
     Columns ``where``, ``quote``, ``verdict``, ``evidence`` and ``link`` (a page of the book, without its ending), as
-    text. Of a table whose rows cannot be built here the verdict is "not run".
+    text. Of a table that has not been run the verdict is "not run".
     """
     frame = pd.read_csv(records.RESULTS / "paper" / "claims.csv", dtype=str, keep_default_na=False)
     for i, basis in frame.basis.items():
@@ -302,8 +351,9 @@ def claims(ledger: Sequence[Record]) -> pd.DataFrame:
 
 
 def _table_verdict(table: int, ledger: Sequence[Record]) -> str:
-    """A table's verdict over its pairs in words; "not run" without any."""
-    found = [verdict(table, ledger, *pair) for pair in pairs(table)] if table in zoo.TABLES else []
+    """A table's verdict over its comparisons in words; "not run" without any."""
+    spec = zoo.TABLES.get(table)
+    found = [word for dataset in (spec.datasets if spec else ()) for word in verdicts(table, ledger, dataset)]
     counted = {word: found.count(word) for word in VERDICTS if word in found}
     if set(counted) <= {NOT_RUN}:
         return NOT_RUN

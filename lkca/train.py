@@ -1,4 +1,4 @@
-"""The training engine.
+"""The training engine, whatever the task.
 
 A *run* is one training of a cell under a protocol with a seed; it leaves a record. Streams of random numbers, each a
 function of the seed and the step alone, feed it: initialisation, order, and what happens inside a step (augmentation,
@@ -6,114 +6,44 @@ mixing, drop path). So several seeds can share a step, and a run that was killed
 on a CPU, with the weights of an undisturbed one, bit for bit.
 
 The data set stays on the device. Work goes in blocks of a few steps: all of a block's draws are made on the host, its
-images augmented together on the device, then its steps taken (`lkca.stack`). Nothing in an epoch waits for the device.
+images augmented together on the device, then its steps taken (`lkca.stack`). Nothing between two looks at the loss
+waits for the device. A run is evaluated at the end of each of its stages: a protocol says where they end.
+
+What differs between tasks is a module of functions, found by the type of the data set: `lkca.classification`.
 """
 
-import dataclasses
 import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor
 
 import lkca
-from lkca import augment, complexity, data, records, zoo
+from lkca import classification, data, records
 from lkca.protocols import Protocol
-from lkca.records import RESULTS, Epoch, Record
+from lkca.records import RESULTS, Record
 from lkca.stack import EXECUTIONS, PRECISIONS, Stack
 
-BLOCK = 8  # steps whose images are augmented together
+TASKS: dict[type, ModuleType] = {data.Dataset: classification}
 
 
-def learning_rate(p: Protocol, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up from ``lr_floor`` to ``lr``, then cosine to ``lr_floor``, per step (0-based)."""
-    warmup, total = p.warmup_epochs * steps_per_epoch, p.epochs * steps_per_epoch
-    if step < warmup:
-        return p.lr_floor + (p.lr - p.lr_floor) * step / warmup
-    progress = (step - warmup) / (total - warmup)
-    return p.lr_floor + (p.lr - p.lr_floor) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
-    """The random numbers for one purpose at one index (an epoch, a step): the same in every process."""
+def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
+    """The random numbers for one purpose at one index (a stage, a step): the same in every process."""
     return np.random.default_rng([seed, *name.encode(), index])
 
 
-def _order(seed: int, epoch: int, n: int, passes: int) -> np.ndarray:
-    rng = _stream(seed, "order", epoch)
-    return np.concatenate([rng.permutation(n) for _ in range(passes)])
-
-
-def block(
-    ds: data.Dataset,
-    p: Protocol,
-    seeds: Sequence[int],
-    first: int,
-    orders: Sequence[np.ndarray],
-    *,
-    num_draws: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    """A block of batches for every seed, each by its own streams: what `Stack.train` takes.
-
-    Args:
-        ds: the data set, on the device to train on.
-        p: the recipe.
-        seeds: S of them.
-        first: the run's step at which the block begins; with a seed it fixes every draw.
-        orders: for each seed, which images, G * p.batch_size of them.
-        num_draws: uniform numbers an image for stochastic depth.
-        dtype: of the draws that enter products.
-
-    Returns:
-        (S, G, B, …) each: uint8 images, labels, boxes to erase, the permutation to mix with (all by image), share,
-        weight and box of the mixing (by batch), and the uniform numbers.
-    """
-    device, size, batch, length = ds.train_images.device, (ds.image_size,) * 2, p.batch_size, len(orders[0])
-    policy = augment.POLICIES[ds.name] if p.auto_augment else None
-    made = []
-    for seed in seeds:
-        rng = _stream(seed, "block", first)
-        made.append(
-            (
-                augment.draw(rng, length, flip=p.flip, crop_padding=p.crop_padding, policy=policy),
-                augment.draw_erasing(
-                    rng, length, size, probability=p.erase_probability, area=p.erase_area, aspect=p.erase_aspect
-                ),
-                augment.draw_mixing(
-                    rng, length // batch, batch, size, probability=p.mix_probability, cutmix_share=p.cutmix_share,
-                    beta=p.mix_beta,
-                ),
-                rng.random((length, num_draws), np.float32),
-            )
-        )  # fmt: skip
-    draws, boxes, mixing, uniform = zip(*made, strict=True)
-    shape = (len(seeds), length // batch, batch)
-    chosen = augment.upload(np.concatenate(orders), device)
-    images = augment.augment(ds.train_images[chosen], augment.Draws.concatenate(draws), crop_padding=p.crop_padding)
-
-    def stacked(arrays: Iterable[np.ndarray], kind: torch.dtype | None = None) -> Tensor:
-        tensor = augment.upload(np.stack(list(arrays)), device)
-        return tensor.to(kind) if kind else tensor
-
-    return [
-        images.view(*shape, *images.shape[1:]),
-        ds.train_labels[chosen].view(shape),
-        stacked(boxes).view(*shape, 4),
-        stacked(m.other for m in mixing),
-        stacked((m.share for m in mixing), dtype),
-        stacked((m.weight for m in mixing), dtype),
-        stacked(m.box for m in mixing),
-        stacked(uniform).view(*shape, num_draws),
-    ]
+def order(seed: int, stage: int, n: int, images: int) -> np.ndarray:
+    """Which of n images a stage shows, one after the other: permutation after permutation, cut off at ``images``."""
+    rng = stream(seed, "order", stage)
+    return np.concatenate([rng.permutation(n) for _ in range(-(-images // n))])[:images]
 
 
 def fit(
@@ -135,8 +65,8 @@ def fit(
 
     Args:
         row: the row's name, see `lkca.zoo`.
-        dataset: see `lkca.data.load`.
-        protocol: one of `lkca.protocols.PROTOCOLS`, or another.
+        dataset: see `lkca.data.load`; its type says what the task is.
+        protocol: one of the task's, e.g. of `lkca.protocols.PROTOCOLS`, or another.
         seeds: one run each.
         device: "cpu" or "cuda".
         precision: "fp32", "tf32", "bf16" (autocast, weights and their moments in fp32), "fp64", or "auto", see
@@ -144,21 +74,22 @@ def fit(
         execution: "eager", "captured" or "compiled", see `lkca.stack.Stack`; "auto" captures on CUDA.
         results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the runs are done.
         keep_weights: also write the trained weights to ``weights/``, see `lkca.records.write_weights`.
-        checkpoint_every: steps between checkpoints, to the next block; one is also written after every epoch.
+        checkpoint_every: steps between checkpoints, to the next block; one is also written after every stage.
         time_budget: seconds from now after which to stop, at a checkpoint.
-        progress: "bar" with loss, rate and time left, "lines" (one an epoch), or None.
+        progress: "bar" with loss, rate and time left, "lines" (one a stage), or None.
 
     Returns:
         The records, as written, by seed; None if the time ran out first. Call it again to go on.
 
     Raises:
         ValueError: before any training, on an unknown row, device, precision or execution, a training set smaller than
-            a batch, or a checkpoint that is damaged or belongs to other data.
+            a batch, several seeds of a row that trains one at a time, or a checkpoint that is damaged or belongs to
+            other data.
         FileExistsError: before any training, if a run has a record already.
         FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
     """
-    began, p = time.perf_counter(), protocol
-    settings = complexity.count(row, image_size=dataset.image_size, num_classes=dataset.num_classes)
+    began, p, task = time.perf_counter(), protocol, TASKS[type(dataset)]
+    counts = task.count(row, dataset)
     targets = [records.path(results_root, row, dataset.name, p.name, p.hash, seed) for seed in seeds]
     for target in targets:
         if target.exists():
@@ -170,20 +101,19 @@ def fit(
         raise ValueError(f"precision={precision!r} is not one of 'auto', {', '.join(map(repr, PRECISIONS))}")
     if execution not in EXECUTIONS or (device == "cpu" and execution != "eager"):
         raise ValueError(f"execution={execution!r} is not one of 'auto', 'eager' and, on CUDA, 'captured', 'compiled'")
-    ds = dataset.subset(p.train_images) if p.train_images and p.train_images < len(dataset.train_labels) else dataset
-    n = len(ds.train_labels)
-    steps_per_epoch = p.passes_per_epoch * n // p.batch_size
-    if not steps_per_epoch:
-        raise ValueError(f"{ds.name} has {n} training images, fewer than a batch of {p.batch_size}")
+    ds = task.subset(dataset, p)
+    stages = p.stages(ds.num_train)
 
     models = []
     for seed in seeds:
-        torch.manual_seed(int(_stream(seed, "init").integers(2**63)))
-        models.append(zoo.build(row, image_size=ds.image_size, num_classes=ds.num_classes, drop_path=p.drop_path))
-    stack = Stack(models, p, *data.stats(ds.name), device=device, precision=precision, execution=execution)
+        torch.manual_seed(int(stream(seed, "init").integers(2**63)))
+        models.append(task.build(row, ds, p))
+    loss = task.loss(ds, p, device, PRECISIONS[precision])
+    stack = Stack(models, loss, betas=p.betas, weight_decay=p.weight_decay, device=device, precision=precision,
+                  execution=execution)  # fmt: skip
     commit, clean = git_state()
-    state = {"step": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "epoch_seconds": 0.0, "commit": commit,
-             "clean": clean, "curves": [[] for _ in seeds], "per_class": [], "correct": []}  # fmt: skip
+    state = {"step": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "stage_seconds": 0.0, "commit": commit,
+             "clean": clean, "curves": [[] for _ in seeds], "ends": []}  # fmt: skip
     name = targets[0].stem + "".join(f"+{seed}" for seed in seeds[1:])
     checkpoint = Path(results_root) / "checkpoints" / f"{name}.pt"
     if checkpoint.exists():
@@ -192,10 +122,9 @@ def fit(
             state |= {"commit": commit, "clean": False}
     ds = ds.to(device)
 
-    total, clock = p.epochs * steps_per_epoch, time.perf_counter()
-    show = _Progress(
-        progress, f"{row} · {ds.name} · {p.name} · seed {', '.join(map(str, seeds))}", state["step"], total
-    )
+    total, clock = stages[-1], time.perf_counter()
+    title = f"{row} · {ds.name} · {p.name} · seed {', '.join(map(str, seeds))}"
+    show = _Progress(progress, title, state["step"], total)
 
     def spend(*keys: str) -> None:
         nonlocal clock
@@ -203,86 +132,66 @@ def fit(
         for key in keys:
             state[key] += clock - before
 
+    def at(stage: int) -> int:
+        return {"epoch": range(1, len(stages) + 1), "iteration": stages}[task.AT][stage]
+
     with show:
-        while state["step"] < total:
-            epoch = state["step"] // steps_per_epoch
-            start, end = epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch
-            orders = [_order(seed, epoch, n, p.passes_per_epoch) for seed in seeds]
+        for number, (start, end) in enumerate(zip([0, *stages], stages, strict=False)):
+            if state["step"] >= end:
+                continue
+            orders = [order(seed, number, ds.num_train, (end - start) * p.batch_size) for seed in seeds]
             while state["step"] < end:
-                step, stop = state["step"], min(state["step"] + BLOCK, end)
+                step, stop = state["step"], min(state["step"] + task.BLOCK, end)
                 part = slice((step - start) * p.batch_size, (stop - start) * p.batch_size)
-                batches = block(ds, p, seeds, step, [order[part] for order in orders], num_draws=stack.num_draws,
-                                dtype=stack.dtype)  # fmt: skip
-                stack.train(batches, [learning_rate(p, s, steps_per_epoch) for s in range(step, stop)])
+                rngs = [stream(seed, "block", step) for seed in seeds]
+                batches = task.block(ds, p, rngs, [o[part] for o in orders], num_draws=stack.num_draws,
+                                     dtype=stack.dtype)  # fmt: skip
+                rates = [p.learning_rate(s, ds.num_train) for s in range(step, stop)]
+                noise = [int(stream(seeds[0], "noise", s).integers(2**63)) for s in range(step, stop)]
+                stack.train(batches, rates, noise)
                 state["step"] = stop
                 late = time.perf_counter() - began > time_budget
                 due = stop < end and (late or stop // checkpoint_every > step // checkpoint_every)
                 if device == "cpu" or stop == end or due:  # elsewhere looking would wait for the device
                     _check_finite(stack, seeds, name)
-                    spend("train_seconds", "wall_seconds", "epoch_seconds")
+                    spend("train_seconds", "wall_seconds", "stage_seconds")
                     rate = stop * p.batch_size * len(seeds) / state["train_seconds"]
                     show.update(stop, stack.loss_sum.mean().item() / (stop - start), rate)
                 if due:
                     _save_checkpoint(checkpoint, stack, state, ds.fingerprint)
                 if late and stop < end:
                     return None
-            train_loss = (stack.loss_sum / steps_per_epoch).tolist()
+            train_loss = (stack.loss_sum / (end - start)).tolist()
             stack.loss_sum.zero_()
-            test_loss, right = stack.evaluate(ds.test_images, ds.test_labels)
-            right, test_loss = right.cpu(), test_loss.tolist()
-            seconds = state["epoch_seconds"]
-            spend("wall_seconds", "epoch_seconds")
-            seconds, state["epoch_seconds"] = state["epoch_seconds"], 0.0
-            labels = dataset.test_labels
-            state["per_class"] = [
-                [100 * r[labels == c].double().mean().item() for c in range(ds.num_classes)] for r in right
-            ]
-            state["correct"] = [records.pack(r.numpy()) for r in right]
-            for curve, r, train, test in zip(state["curves"], right, train_loss, test_loss, strict=True):
-                curve.append(
-                    dataclasses.asdict(
-                        Epoch(
-                            epoch=epoch + 1,
-                            lr=learning_rate(p, end - 1, steps_per_epoch),
-                            train_loss=train,
-                            test_loss=test,
-                            top1=100 * r.double().mean().item(),
-                            seconds=seconds,
-                        )
-                    )
-                )
+            measured = task.evaluate(stack, ds)
+            spend("wall_seconds", "stage_seconds")
+            for curve, loss, (point, _) in zip(state["curves"], train_loss, measured, strict=True):
+                curve.append({task.AT: at(number), "lr": rates[-1], "train_loss": loss, **point,
+                              "seconds": state["stage_seconds"]})  # fmt: skip
+            state["ends"], state["stage_seconds"] = [end for _, end in measured], 0.0
             _save_checkpoint(checkpoint, stack, state, ds.fingerprint)
-            show.epoch(epoch + 1, p.epochs, [curve[-1] for curve in state["curves"]])
+            show.stage(task, [curve[-1] for curve in state["curves"]], at(-1))
             if late and end < total:
                 return None
 
-    found = []
-    for seed, curve, per_class, correct in zip(
-        seeds, state["curves"], state["per_class"], state["correct"], strict=True
-    ):
-        curve = [Epoch(**point) for point in curve]
-        best = max(curve, key=lambda e: e.top1)
-        record = Record(
+    found = [
+        task.record(
+            curve,
+            end,
             row=row,
             dataset=ds.name,
             protocol=p.name,
             protocol_hash=p.hash,
             protocol_fields=p.fields,
             seed=seed,
-            top1=curve[-1].top1,
-            top1_best=best.top1,
-            best_epoch=best.epoch,
-            test_loss=curve[-1].test_loss,
-            per_class_top1=per_class,
-            curve=curve,
-            params=settings.params,
-            params_paper=settings.params_paper,
-            macs=settings.macs,
-            macs_paper=settings.macs_paper,
+            params=counts.params,
+            params_paper=counts.params_paper,
+            macs=counts.macs,
+            macs_paper=counts.macs_paper,
             image_size=ds.image_size,
             num_classes=ds.num_classes,
-            num_train=n,
-            num_test=len(ds.test_labels),
+            num_train=ds.num_train,
+            num_test=ds.num_test,
             data_fingerprint=ds.fingerprint,
             precision=precision,
             device=device_in_words(device),
@@ -299,9 +208,9 @@ def fit(
             git_clean=state["clean"],
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             stacked=len(seeds),
-            correct=correct,
         )
-        found.append(record)
+        for seed, curve, end in zip(seeds, state["curves"], state["ends"], strict=True)
+    ]
     for i, record in enumerate(found):
         if keep_weights:
             records.write_weights(record, stack.weights(i), results_root)
@@ -340,10 +249,10 @@ class _Progress:
             self.bar.set_postfix(loss=f"{loss:.3f}", img_s=f"{rate:.0f}", refresh=False)
             self.bar.update(step - self.bar.n)
 
-    def epoch(self, epoch: int, epochs: int, points: Sequence[dict]) -> None:
+    def stage(self, task: ModuleType, points: Sequence[dict], of: int) -> None:
         if self.kind == "lines":
-            top1 = ", ".join(f"{point['top1']:.2f}" for point in points)
-            done = f"epoch {epoch}/{epochs} · top-1 {top1} · {self.rate:.0f} img/s"
+            shown = ", ".join(f"{point[task.SHOWN]:.2f}" for point in points)
+            done = f"{task.AT} {points[0][task.AT]}/{of} · {task.SHOWN} {shown} · {self.rate:.0f} img/s"
             print(f"{datetime.now(UTC):%H:%M:%S} {self.name} · {done}", flush=True)
 
 

@@ -15,10 +15,13 @@ A control row differs from the ViT or the ViT-LKCA of its size in the one thing 
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from lkca import comparators
+from lkca.comparators import Comparator
 from lkca.vit import ViT
 
 GRID = 8  # patches a side
@@ -43,10 +46,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, or the controls: rows trained on a data set."""
+    """A table of the paper, or the controls: rows trained on a data set, in Table 4 also on ``others``.
+
+    Tables 4 and 5 have groups of about one size, in each of which the last row is the LKCA. ``extra`` rows are not the
+    paper's; they are trained when asked for. ``smoke``: the digits that its rows can take.
+    """
 
     dataset: str
     rows: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    smoke: str = "digits"
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """All of its data sets."""
+        return (self.dataset, *self.others)
 
 
 @dataclass(frozen=True)
@@ -100,13 +116,36 @@ def _controls(size: str) -> dict[str, Row]:
     }
 
 
+# Tables 4 and 5 call rows of Tables 1-3 by other names; `canonical` maps them to one, so that their runs are shared.
+ALIASES = {"ViT-Lite": "ViT/1M", "ViT-Small": "ViT", "LKCA-T": "ViT/1M-LKCA", "LKCA-B": "ViT-LKCA"}
+
 _TABLES_1_TO_3 = tuple(row for row in ROWS if row != "LKCA-L")
 ROWS |= _controls("ViT/0.5M") | _controls("ViT/2M") | _controls("ViT")
+_TABLE_4 = {
+    "T": ("ViT-Lite", "Swin-T", "CaiT-T", "MobileViTv2-T", "LKCA-T"),
+    "S": ("ViT-Small", "Swin-S", "CaiT-S", "MobileViTv2-S", "LKCA-B"),
+}
+_TABLE_5 = {
+    "T": ("T2T-T", "RvT-T", "Swin-T", "CaiT-T", "XCiT-T", "ViT-Lite", "DeepViT-T", "RegionViT-T", "CrossViT-T",
+          "LKCA-T"),
+    "S": ("T2T-S", "RvT-S", "Swin-S", "CaiT-S", "XCiT-S", "ViT-Small", "DeepViT-S", "Twins_SVT-S", "RegionViT-S",
+          "CrossViT-S", "LKCA-B"),
+    "B": ("T2T-B", "CvT-B", "MobileViTv2", "Twins_SVT-B", "RegionViT-B", "LKCA-L"),
+}  # fmt: skip
+
+
 TABLES = {
     1: Table("cifar10", _TABLES_1_TO_3),
     2: Table("cifar100", _TABLES_1_TO_3),
     3: Table("tiny-imagenet", _TABLES_1_TO_3),
-}
+    4: Table(
+        "cifar10", sum(_TABLE_4.values(), ()), _TABLE_4, others=("cifar100", "svhn"),
+        extra=("MobileViTv2-T-separable", "MobileViTv2-S-separable"), smoke="digits-32",
+    ),
+    5: Table(
+        "tiny-imagenet", sum(_TABLE_5.values(), ()), _TABLE_5, extra=("MobileViTv2-separable",), smoke="digits-64"
+    ),
+}  # fmt: skip
 
 
 CONTROLS = Table("cifar100", tuple(row for row in ROWS if row not in _TABLES_1_TO_3 and row != "LKCA-L"))
@@ -148,11 +187,24 @@ def control_rows(size: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for c in contrasts(size) for name in (c.before, c.after)))
 
 
-def row(name: str) -> Row:
+def canonical(name: str) -> str:
+    """The one name of a row, whichever of the paper's names it is called by."""
+    return ALIASES.get(name, name)
+
+
+def row(name: str) -> Row | Comparator:
     """The settings of a row; raises ValueError naming the rows there are."""
-    if name not in ROWS:
-        raise ValueError(f"row {name!r} does not exist; the rows are {', '.join(ROWS)}")
-    return ROWS[name]
+    name = canonical(name)
+    found = ROWS.get(name) or comparators.ROWS.get(name)
+    if not found:
+        raise ValueError(f"row {name!r} does not exist; the rows are {', '.join((*ROWS, *comparators.ROWS))}")
+    return found
+
+
+def step(name: str) -> int:
+    """What a row's image sizes are multiples of; raises ValueError on an unknown row."""
+    r = row(name)
+    return comparators.FAMILIES[r.family].step if isinstance(r, Comparator) else GRID
 
 
 def build(
@@ -162,20 +214,24 @@ def build(
 
     Args:
         name: as in the paper's tables, e.g. "ViT/2M-LKCA".
-        image_size: pixels a side, a multiple of 8: 32 and 64 in the paper, 8 for scikit-learn's digits.
+        image_size: pixels a side, a multiple of 8: 32 and 64 in the paper, 8 for scikit-learn's digits. The rows of
+            `lkca.comparators` need a multiple of 32, or 64.
         num_classes: outputs.
-        drop_path: rate of stochastic depth; None for the row's own.
+        drop_path: rate of stochastic depth in every block; None for the row's own.
         form: of LKCA, see `lkca.operator.lkca`.
 
     Returns:
-        A module (B, 3, image_size, image_size) -> (B, num_classes).
+        A module of (B, 3, image_size, image_size) and, for stochastic depth, (B, num_draws) -> (B, num_classes).
 
     Raises:
-        ValueError: on a name that does not exist or a size that has no 8 x 8 grid.
+        ValueError: on a name that does not exist or a size that does not suit the row.
     """
     r = row(name)
-    if image_size % GRID or image_size <= 0:
-        raise ValueError(f"image_size={image_size} has no {GRID} x {GRID} grid of patches: use a multiple of {GRID}")
+    if image_size % step(name) or image_size <= 0:
+        raise ValueError(f"image_size={image_size} does not suit {name}: use a multiple of {step(name)}")
+    if isinstance(r, Comparator):
+        size = {"image_size": image_size, "num_classes": num_classes}
+        return comparators.build(canonical(name), **size, drop_path=drop_path)
     return ViT(
         image_size=image_size,
         patch_size=image_size // GRID,

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import augment, data, train, zoo
+from lkca import augment, classification, data, train, zoo
 from lkca.protocols import Protocol
-from lkca.stack import Stack
+from lkca.stack import PRECISIONS, Stack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 P = Protocol("tiny", "a test's", batch_size=16, crop_padding=1)
+STEPS = classification.BLOCK
 ROWS = ["ViT/0.5M", "ViT/0.5M-LKCA"]
 
 
@@ -25,14 +26,16 @@ def trained(digits, row, device, execution="eager", precision="fp32", seeds=(0, 
     for seed in seeds:
         torch.manual_seed(seed)
         models.append(zoo.build(row, image_size=8, num_classes=10))
-    stack = Stack(models, P, *data.stats("digits"), device=device, precision=precision, execution=execution)
-    home, orders = digits.to(device), [train._order(seed, 0, len(digits.train_labels), 1) for seed in seeds]
-    rows = train.BLOCK * P.batch_size
+    loss = classification.loss(digits, P, device, PRECISIONS[precision])
+    kw = {"device": device, "precision": precision, "execution": execution}
+    stack = Stack(models, loss, betas=P.betas, weight_decay=P.weight_decay, **kw)
+    rows = STEPS * P.batch_size
+    home, orders = digits.to(device), [train.order(seed, 0, digits.num_train, blocks * rows) for seed in seeds]
     for i in range(blocks):
         kw = {"num_draws": stack.num_draws, "dtype": stack.dtype}
         parts = [order[i * rows : (i + 1) * rows] for order in orders]
-        block = train.block(home, P, seeds, i * train.BLOCK, parts, **kw)
-        stack.train(block, [1e-3] * train.BLOCK)
+        rngs = [train.stream(seed, "block", i * STEPS) for seed in seeds]
+        stack.train(classification.block(home, P, rngs, parts, **kw), [1e-3] * STEPS, range(STEPS))
     return stack
 
 
@@ -73,10 +76,10 @@ def test_a_seed_in_a_captured_stack_ends_where_it_ends_alone(digits, row):
 def test_nothing_waits_for_the_device_between_two_looks(digits):
     trained(digits, ROWS[1], "cuda", "captured", blocks=1)  # what is built on first use may wait
     home = digits.to("cuda")
-    order = train._order(0, 0, len(digits.train_labels), 1)[: train.BLOCK * P.batch_size]
+    order = train.order(0, 0, digits.num_train, STEPS * P.batch_size)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train.block(home, P, [0], 0, [order], num_draws=16)
+        classification.block(home, P, [np.random.default_rng(0)], [order], num_draws=16)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

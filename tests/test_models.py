@@ -13,7 +13,7 @@ PAPER = Path(__file__).parents[1] / "results" / "paper"
 CANNOT = {"ViT/8M-LKCA": ("7.94M", "505.99M")}  # printed 7.98M, 506.00M
 
 
-@pytest.mark.parametrize("table", zoo.TABLES)
+@pytest.mark.parametrize("table", [1, 2, 3])
 @pytest.mark.parametrize("row", zoo.TABLES[1].rows)
 def test_printed_counts_digit_for_digit(table, row):
     printed = pd.read_csv(PAPER / f"table{table}.csv", dtype=str).set_index("model").loc[row]
@@ -138,7 +138,7 @@ def test_layers_have_the_stated_biases():
             lambda: zoo.build("ViT/3M", image_size=32, num_classes=10),
             "'ViT/3M' does not exist; the rows are ViT, ViT-LKCA",
         ),
-        (lambda: zoo.build("ViT", image_size=30, num_classes=10), "multiple of 8"),
+        (lambda: zoo.build("ViT", image_size=30, num_classes=10), "use a multiple of 8"),
         (lambda: small(mixer="conv"), "mixer='conv' is not one of"),
         (lambda: small(pooling="max"), "pooling='max' is not one of"),
         (lambda: small(mixer="lkca"), "use pooling='mean'"),

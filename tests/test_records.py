@@ -151,13 +151,13 @@ def test_a_ledger_that_cannot_be_written_is_said_before_any_work(tmp_path):
 
 
 def test_unknown_table():
-    with pytest.raises(ValueError, match="table 9 does not exist; the tables are 1, 2, 3"):
+    with pytest.raises(ValueError, match="table 9 does not exist; the tables are 1, 2, 3, 4, 5"):
         jobs.plan(9)
 
 
 def test_auto_is_smoke_without_a_gpu_and_says_so(tmp_path):
     job = jobs.plan(2, data_root=tmp_path, results_root=tmp_path)
-    assert (job.protocol.name, job.dataset, job.device) == ("smoke", "digits", "cpu")
+    assert (job.protocol.name, job.datasets, job.device) == ("smoke", ("digits",), "cpu")
     assert job.results_root == tmp_path / "scratch" and job.rows == zoo.TABLES[2].rows
     assert "no CUDA device" in job.why and "12 of 12 runs to train" in job.why and "\n" not in job.why
 
@@ -168,7 +168,7 @@ def test_auto_is_released_with_a_gpu_and_data(tmp_path, monkeypatch, present, an
     monkeypatch.setattr(data, "available", lambda name, root: present)
     monkeypatch.setattr(data, "downloadable", lambda name: answers)
     job = jobs.plan(2, data_root=tmp_path, results_root=tmp_path)
-    assert (job.protocol.name, job.dataset, job.device) == ("released", "cifar100", "cuda")
+    assert (job.protocol.name, job.datasets, job.device) == ("released", ("cifar100",), "cuda")
 
 
 def test_auto_is_smoke_with_a_gpu_but_no_data(tmp_path, monkeypatch):
@@ -180,6 +180,26 @@ def test_auto_is_smoke_with_a_gpu_but_no_data(tmp_path, monkeypatch):
 def test_smoke_is_shared_by_all_tables(tmp_path):
     kw = {"protocol": "smoke", "data_root": tmp_path, "results_root": tmp_path}
     assert jobs.plan(1, **kw).runs == jobs.plan(2, **kw).runs == jobs.plan(3, **kw).runs
+
+
+def test_table_4_is_three_data_sets_and_a_row_of_two_names_is_one(tmp_path):
+    kw = {"rows": ["ViT-Lite", "ViT/1M", "MobileViTv2-T-separable"], "results_root": tmp_path}
+    job = jobs.plan(4, protocol="smoke", **kw)
+    assert (job.datasets, job.rows) == (("digits-32",), ("ViT/1M", "MobileViTv2-T-separable"))
+    job = jobs.plan(4, data_root=tmp_path, dataset="cifar10", protocol="auto", device="cpu", **kw)
+    assert job.protocol.name == "smoke"
+    with pytest.raises(ValueError, match="'XCiT-T' is not in Table 4; its rows are ViT-Lite, Swin-T"):
+        jobs.plan(4, rows=["XCiT-T"])
+
+
+def test_table_4_is_released_on_all_its_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(data, "available", lambda name, root: name != "svhn")
+    kw = {"data_root": tmp_path, "results_root": tmp_path, "rows": ["LKCA-T"]}
+    assert jobs.plan(4, **kw).protocol.name == "smoke"
+    monkeypatch.setattr(data, "available", lambda name, root: True)
+    job = jobs.plan(4, **kw)
+    assert [run[:3] for run in job.runs] == [(d, "ViT/1M-LKCA", 0) for d in ("cifar10", "cifar100", "svhn")]
 
 
 def test_a_job_skips_what_the_ledger_holds(record, tmp_path, monkeypatch):
@@ -194,4 +214,4 @@ def test_a_job_skips_what_the_ledger_holds(record, tmp_path, monkeypatch):
 def test_a_job_trains_what_is_missing(tmp_path):
     job = jobs.plan(1, protocol="smoke", rows=["ViT/0.5M"], results_root=tmp_path)
     (trained,) = jobs.run(job, progress=False)
-    assert trained.row == "ViT/0.5M" and Path(job.runs[0][2]).exists() and not (tmp_path / "runs").exists()
+    assert trained.row == "ViT/0.5M" and Path(job.runs[0][3]).exists() and not (tmp_path / "runs").exists()

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lkca import data, train, zoo
+from lkca import classification, data, train, zoo
 from lkca.protocols import Protocol
-from lkca.stack import Stack
+from lkca.stack import PRECISIONS, Stack
 
 P = Protocol("tiny", "a test's", batch_size=8, crop_padding=1)
 SIZES = {"image_size": 8, "num_classes": 10}
@@ -25,23 +25,29 @@ def models(row, seeds):
     return made
 
 
-def stack_of(row, seeds, precision="fp64"):
-    return Stack(models(row, seeds), P, *data.stats("digits"), device="cpu", precision=precision, execution="eager")
+def stack_of(digits, made, precision="fp64"):
+    loss = classification.loss(digits, P, "cpu", PRECISIONS[precision])
+    kw = {"device": "cpu", "precision": precision, "execution": "eager"}
+    return Stack(made, loss, betas=P.betas, weight_decay=P.weight_decay, **kw)
 
 
 def blocks(digits, seeds, steps, stack, batch=P.batch_size):
-    p, n = P, len(digits.train_labels)
-    orders = {seed: train._order(seed, 0, n, 1 + steps * batch // n) for seed in seeds}
-    for first in range(0, steps, train.BLOCK):
-        rows = slice(first * batch, min(first + train.BLOCK, steps) * batch)
-        kw = {"num_draws": stack.num_draws, "dtype": stack.dtype}
-        yield train.block(digits, p, seeds, first, [orders[s][rows] for s in seeds], **kw)
+    orders = {seed: train.order(seed, 0, digits.num_train, steps * batch) for seed in seeds}
+    for first in range(0, steps, classification.BLOCK):
+        rows = slice(first * batch, min(first + classification.BLOCK, steps) * batch)
+        rngs, kw = [train.stream(s, "block", first) for s in seeds], {"num_draws": stack.num_draws}
+        yield classification.block(digits, P, rngs, [orders[s][rows] for s in seeds], dtype=stack.dtype, **kw)
+
+
+def take(stack, block):
+    steps = block[0].shape[1]
+    stack.train(block, [1e-3] * steps, range(steps))
 
 
 def trained(digits, row, seeds, steps, precision="fp64"):
-    stack = stack_of(row, seeds, precision)
+    stack = stack_of(digits, models(row, seeds), precision)
     for block in blocks(digits, seeds, steps, stack):
-        stack.train(block, [1e-3] * block[0].shape[1])
+        take(stack, block)
     return stack
 
 
@@ -57,10 +63,9 @@ def test_a_seed_in_a_stack_ends_where_it_ends_alone(digits, row):
     assert difference([w[1] for w in together.params.values()], [w[0] for w in alone.params.values()]) < 1e-9
     other = [w[2] for w in together.params.values()]
     assert difference(other, [w[0] for w in alone.params.values()]) > 1e-2
-    images, labels = digits.test_images, digits.test_labels
-    (loss, right), (loss_alone, right_alone) = (s.evaluate(images, labels) for s in (together, alone))
-    torch.testing.assert_close(loss[1], loss_alone[0], rtol=1e-9, atol=0)
-    assert torch.equal(right[1], right_alone[0])
+    (_, stacked, _), (single,) = (classification.evaluate(s, digits) for s in (together, alone))
+    assert stacked[0]["test_loss"] == pytest.approx(single[0]["test_loss"], rel=1e-9)
+    assert stacked[1] == single[1] and stacked[0]["top1"] == single[0]["top1"]
 
 
 @pytest.mark.parametrize("row", zoo.ROWS)
@@ -104,3 +109,48 @@ def test_the_step_is_the_recipe_written_plainly(digits, row):
             loss.backward()
             optimizer.step()
     assert difference([w[0] for w in stack.params.values()], list(dict(model.named_parameters()).values())) < 1e-9
+
+
+class Batchnormed(torch.nn.Module):
+    """What cannot be stacked: it keeps running statistics and draws its own dropout."""
+
+    stackable = False
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(192, 16, bias=False), torch.nn.BatchNorm1d(16)
+        )
+        self.head = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(16, 10))
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_a_row_that_cannot_be_stacked_trains_alone_as_a_plain_loop_does(digits):
+    """Weights, running statistics and dropout; and each step draws the same wherever a run resumes."""
+    torch.manual_seed(0)
+    model = Batchnormed().double().train()
+    stack = stack_of(digits, [Batchnormed().double()])
+    stack.load_state_dict(
+        stack.state_dict()
+        | {"params": {k: v[None] for k, v in model.named_parameters()}}
+        | {"buffers": {k: v[None] for k, v in model.named_buffers()}}
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=P.betas, weight_decay=P.weight_decay)
+    one = classification.loss(digits, P, "cpu", torch.float64)
+    for block in blocks(digits, [0], 12, stack):
+        take(stack, block)
+        for i, batch in enumerate(zip(*(t[0] for t in block), strict=True)):
+            torch.manual_seed(i)
+            optimizer.zero_grad()
+            one(model, *batch).backward()
+            optimizer.step()
+    weights = stack.weights(0)
+    assert weights.keys() == model.state_dict().keys()
+    for name, w in model.state_dict().items():
+        torch.testing.assert_close(weights[name], w, rtol=1e-12, atol=1e-12)
+    images = digits.test_images[:64] / 255.0
+    torch.testing.assert_close(stack.predict(images.double())[0], model.eval()(images.double()))
+    with pytest.raises(ValueError, match="2 seeds were asked for, but this row can only be trained one at a time"):
+        stack_of(digits, [Batchnormed(), Batchnormed()])

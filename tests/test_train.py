@@ -17,7 +17,7 @@ from lkca import data, records, train, zoo
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
-HASHES = {"released": "79c2cf4b95", "paper": "d948943560", "sketch": "3fe249f7d1", "smoke": "452eb89d69"}
+HASHES = {"released": "79c2cf4b95", "paper": "d948943560", "sketch": "3fe249f7d1", "smoke": "eda646f09b"}
 
 
 @pytest.fixture(scope="module")
@@ -64,35 +64,36 @@ def test_the_recipe_is_the_released_one():
         1,
     )
     assert {**p.fields, "passes_per_epoch": 1} == PROTOCOLS["paper"].fields
-    assert p.epochs * (p.passes_per_epoch * 50_000 // p.batch_size) == 117_100
+    assert p.stages(50_000)[::99] == [1171, 117_100]
 
 
 def test_learning_rate_is_golden():
     p = PROTOCOLS["released"]
-    rates = [train.learning_rate(p, step, 1171) for step in (0, 5855, 11710, 11710 + 52695, 117_099)]
+    rates = [p.learning_rate(step, 50_000) for step in (0, 5855, 11710, 11710 + 52695, 117_099)]
     assert rates == pytest.approx([1e-6, 5.005e-4, 1e-3, 5.005e-4, 1e-6], rel=1e-4)
 
 
 def test_learning_rate_without_warm_up_starts_at_the_top():
     p = dataclasses.replace(TINY, warmup_epochs=0)
-    assert train.learning_rate(p, 0, 10) == p.lr
+    assert p.learning_rate(0, 160) == p.lr
 
 
 def test_streams_are_separate_and_repeatable():
     draws = {
-        (s, n, i): tuple(train._stream(s, n, i).random(3))
+        (s, n, i): tuple(train.stream(s, n, i).random(3))
         for s in (0, 1)
         for n in ("init", "order", "step")
         for i in (0, 1)
     }
     assert len(set(draws.values())) == len(draws)
-    assert draws[0, "order", 1] == tuple(train._stream(0, "order", 1).random(3))
+    assert draws[0, "order", 1] == tuple(train.stream(0, "order", 1).random(3))
 
 
-def test_an_epoch_shows_every_image_once_a_pass():
-    order = train._order(3, 0, 50, 3)
+def test_a_stage_shows_every_image_once_a_pass():
+    order = train.order(3, 0, 50, 150)
     assert all(sorted(part) == list(range(50)) for part in order.reshape(3, 50))
     assert list(order[:50]) != list(order[50:100])
+    assert list(train.order(3, 0, 50, 130)) == list(order[:130])
 
 
 def test_a_run_leaves_a_whole_record(digits, tmp_path):
@@ -139,7 +140,7 @@ def test_kept_weights_and_recorded_answers_tell_the_same_story(digits, tmp_path)
 CHILD = """
 import sys, torch
 from pathlib import Path
-from lkca import data, train
+from lkca import classification, data, train
 from lkca.protocols import Protocol
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
@@ -151,7 +152,7 @@ def spy(file, stack, *rest):
     print("saved", flush=True)
 train._save_checkpoint = spy
 p = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
-train.BLOCK = 2
+classification.BLOCK = 2
 train.fit("ViT/0.5M-LKCA", data.load("digits"), p, (0, 1), results_root=root, checkpoint_every=2, progress=None)
 """
 
@@ -198,8 +199,8 @@ def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tmp_p
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_and_names_seed_and_step(digits, tmp_path, monkeypatch, bad):
-    rate = train.learning_rate
-    monkeypatch.setattr(train, "learning_rate", lambda p, step, n: bad if step == 1 else rate(p, step, n))
+    rate = Protocol.learning_rate
+    monkeypatch.setattr(Protocol, "learning_rate", lambda p, step, n: bad if step == 1 else rate(p, step, n))
     with pytest.raises(FloatingPointError, match="seed 3 is not finite at step 2; there is no record"):
         fit(digits, tmp_path, seeds=(3, 4))
     assert not list(tmp_path.glob("runs/*"))

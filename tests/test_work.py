@@ -15,7 +15,9 @@ TODO = [("digits", TINY, "ViT/0.5M-LKCA"), ("cifar10", TINY, "ViT/0.5M"), ("digi
 
 def test_the_order_is_by_what_a_cell_decides():
     order = [(name, p.name, row) for name, p, row in work.cells()]
-    assert len(order) == len(set(order)) == 36 + 8 + 28  # three tables, the main rows under `paper`, controls
+    assert (
+        len(order) == len(set(order)) == 36 + 8 + 23 + 22 + 28
+    )  # Tables 1-3, the main rows under `paper`, what 5 and 4 add, controls
     assert not {row for _, _, row in order[:-28]} & set(zoo.CONTROLS.rows)
     assert {row for _, _, row in order[-28:]} <= set(zoo.CONTROLS.rows)
     assert order[:4] == [("tiny-imagenet", "released", row) for row in work.MAIN_ROWS]
@@ -30,7 +32,7 @@ def test_it_works_off_what_is_missing_and_passes_over_absent_data(tmp_path, caps
     kw = {"device": "cpu", "data_root": tmp_path, "results_root": tmp_path, "budget": math.inf}
     assert work.work_off(TODO, [0, 1], **kw) == 4
     out = capsys.readouterr().out
-    assert f"cifar10 is not in {tmp_path}" in out and "epoch 2/2 · top-1" in out
+    assert f"cifar10 is not in {tmp_path}" in out and "epoch 2/2 · top1" in out
     assert sorted((r.row, r.seed, r.stacked) for r in records.read(tmp_path)[0]) == [
         ("ViT/0.5M", 0, 2), ("ViT/0.5M", 1, 2), ("ViT/0.5M-LKCA", 0, 2), ("ViT/0.5M-LKCA", 1, 2),
     ]  # fmt: skip

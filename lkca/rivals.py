@@ -1,0 +1,113 @@
+"""Tables 4 and 5: LKCA against the best of its group, the counts in full, and what other repositories report.
+
+Frames are of strings, ready for the page; how a verdict is reached stands in `lkca.tables`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from lkca import comparators, complexity, data, records, tables, zoo
+from lkca.comparators import Comparator
+from lkca.records import Record
+
+
+def counts(table: int) -> pd.DataFrame:
+    """Parameters and MACs of every row: printed, as counted at the print's setting and at the table's, in full."""
+    spec, paper = zoo.TABLES[table], tables.published(table)
+    last = data.spec("cifar100" if table == 4 else spec.dataset)
+    true = {"image_size": last.image_size, "num_classes": last.classes}
+    here, lines = f"at {last.image_size} px, {last.classes} classes", {}
+    for row in (*spec.rows, *spec.extra):
+        at, r = complexity.printed_at(row), zoo.row(row)
+        again, ours = complexity.count(row, **at), complexity.count(row, **true)
+        pair = f"{again.params_paper / 1e6:.2f}M", f"{again.macs_paper / 1e6:.2f}M"
+        printed = (paper.params[row], paper.flops[row]) if row in paper.index else None
+        lines[row] = {
+            ("printed", "params"): printed[0] if printed else "",
+            ("printed", "FLOPs"): printed[1] if printed else "",
+            ("counted again", "at"): f"{at['image_size']} px, {at['num_classes']} classes" if printed else "",
+            ("counted again", "params"): pair[0] if printed else "",
+            ("counted again", "FLOPs"): pair[1] if printed else "",
+            ("counted again", "agrees"): ("yes" if pair == printed else "no") if printed else "",
+            (here, "params"): f"{ours.params / 1e6:.2f}M",
+            (here, "FLOPs"): f"{ours.macs_paper / 1e6:.2f}M",
+            (here, "all products"): f"{complexity.products(row, **true) / 1e6:.2f}M",
+            ("", "why not"): r.deviation or "",
+        }
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
+    return frame
+
+
+def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
+    """LKCA against the best rival of each group: the paper's margin, ours under each protocol, and the verdict."""
+    spec, lines = zoo.TABLES[table], {}
+    for dataset, group in ((dataset, group) for dataset in spec.datasets for group in spec.groups):
+        *others, lkca = spec.groups[group]
+        paper = tables.published(table, dataset).top1
+        best = paper[others].idxmax()
+        line = {"LKCA": lkca, "paper": f"{paper[lkca] - paper[best]:+.2f} against {best}"}
+        for protocol in tables.SHOWN:
+            found = {r: d for r, d in tables.rivals(table, ledger, protocol, group, dataset).items() if d}
+            ahead = min(found, key=lambda r: found[r].mean, default=None)
+            line[f"ours, {protocol}"] = (
+                f"{tables.interval(found[ahead])} against {ahead}, the best of {len(found)} run of {len(others)}"
+                if ahead
+                else tables.NOT_RUN
+            )
+        lines[f"{dataset}, {group}"] = line | {"claim": tables.group_verdict(table, ledger, group, dataset)}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def front(cost: Mapping[str, float], top1: Mapping[str, float]) -> list[str]:
+    """The rows that no other row beats in cost and top-1 at once, by cost."""
+    best, rows = -np.inf, []
+    for row in sorted(top1, key=lambda r: (cost[r], -top1[r])):
+        if top1[row] > best:
+            best = top1[row]
+            rows.append(row)
+    return rows
+
+
+def related(ledger: Sequence[Record]) -> pd.DataFrame:
+    """What repositories that share this recipe report for models of the same name, beside the paper and ours."""
+    other = pd.read_csv(records.RESULTS / "paper" / "related.csv", dtype=str, keep_default_na=False)
+    names = ["cifar10", "cifar100", "svhn", "tiny-imagenet"]
+    lines = []
+    for row in dict.fromkeys(other.same_size[other.same_size != ""]):
+        t = {d: tables.published(5 if d == "tiny-imagenet" else 4, d).top1[row] for d in names}
+        size = complexity.count(row, **complexity.PRINTED_SETTING)
+        line = {"model": row, "reported by": "this paper", "parameters": f"{size.params / 1e6:.2f}M"}
+        lines.append(line | {d: f"{t[d]:.2f}" for d in names})
+        ours = {d: [r.top1 for r in tables.of_cell(ledger, d, "released", row)] for d in names}
+        found = {d: f"{np.mean(v):.2f}" if v else tables.NOT_RUN for d, v in ours.items()}
+        lines.append(line | {"reported by": "ours, released"} | found)
+    for o in other.to_dict("records"):
+        line = {"model": o["model"], "reported by": o["source"], "parameters": o["params"] or "not said"}
+        lines.append(line | {d: o[d] for d in names})
+    return pd.DataFrame(lines)
+
+
+def support(table: int) -> pd.DataFrame:
+    """What each row is built from, its stochastic depth as released, and how the engine can train it."""
+    lines = {}
+    for row in (*zoo.TABLES[table].rows, *zoo.TABLES[table].extra):
+        r = zoo.row(row)
+        if isinstance(r, Comparator):
+            family, (first, last) = comparators.FAMILIES[r.family], r.drop_path
+            built = f"{r.family}, {family.library}"
+            depth = f"{first:g} to {last:g}" if first != last else f"{first:g}" if first else "none"
+            if "dropout" in r.settings:
+                depth = f"none, but dropout {r.settings['dropout']:g}"
+            stacked, captured = family.stackable, "not measured" if family.capturable else "no"
+        else:
+            built, depth, stacked, captured = "lkca.vit", f"{r.drop_path:g}", True, "yes"
+        lines[row] = {
+            "built from": built,
+            "stochastic depth as released": depth,
+            "seeds in one step": "yes" if stacked else "no",
+            "CUDA graph": captured,
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
