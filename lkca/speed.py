@@ -171,7 +171,7 @@ def engine_runs(results_root: Path = RESULTS) -> list[Record]:
 
 
 def by_version(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.DataFrame:
-    """Accuracy of each row by the package version and precision that trained it: mean, standard deviation, seeds."""
+    """Accuracy by the package version and precision that trained it, of rows that several have trained (strings)."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for r in ledger:
         if (r.dataset, r.protocol) == (dataset, protocol):
@@ -185,6 +185,7 @@ def by_version(ledger: Sequence[Record], dataset: str, protocol: str) -> pd.Data
             "seeds": ", ".join(str(r.seed) for r in runs),
         }
         for (row, engine), runs in sorted(groups.items())
+        if sum(other == row for other, _ in groups) > 1
     )
 
 
