@@ -404,15 +404,18 @@ def available(name: str, root: Path | str = ROOT) -> bool:
     return _find(name, Path(root).expanduser()) is not None
 
 
-def downloadable(name: str, seconds: float = 5) -> bool:
-    """Whether the host that publishes the data set answers within ``seconds``; asks for no data."""
-    if spec(name).url is None:
-        return False
+def answers(url: str, seconds: float = 5) -> bool:
+    """Whether the host of ``url`` answers within ``seconds``; asks for no data."""
     try:  # as the download will ask, so that a proxy is respected
-        urllib.request.urlopen(urllib.request.Request(spec(name).url, method="HEAD"), timeout=seconds).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
     except (OSError, http.client.HTTPException):
         return False
     return True
+
+
+def downloadable(name: str, seconds: float = 5) -> bool:
+    """Whether the host that publishes the data set answers within ``seconds``; asks for no data."""
+    return spec(name).url is not None and answers(spec(name).url, seconds)
 
 
 def _download(name: str, root: Path) -> None:

@@ -6,12 +6,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from lkca import data, records, train, zoo
-from lkca.protocols import PROTOCOLS, Protocol
-from lkca.records import RESULTS, Record
+from lkca import data, records, scenes, segment, segmentation, train, zoo
+from lkca.protocols import PROTOCOLS, Settings
+from lkca.records import RESULTS, Run
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Job:
     """Checked work: these rows and seeds on data sets under a protocol, on a device; ``why`` says it in one line."""
 
     datasets: tuple[str, ...]
-    protocol: Protocol
+    protocol: Settings
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
     device: str
@@ -37,6 +38,11 @@ class Job:
             for seed in self.seeds
             for row in self.rows
         ]
+
+
+def source(dataset: str) -> ModuleType:
+    """Where a data set comes from: `lkca.scenes` for one of segmentation, else `lkca.data`."""
+    return scenes if dataset in scenes.DATASETS else data
 
 
 def plan(
@@ -57,7 +63,8 @@ def plan(
         dataset: None for all of the table's own.
         protocol: "released", "paper", "sketch", "smoke", or "auto": `released` where there is a CUDA device and the
             data is present or can be downloaded, else `smoke`. `smoke` trains the rows on scikit-learn's digits, and
-            its records go to ``results_root/scratch``, which all tables share.
+            its records go to ``results_root/scratch``, which all tables share. Tables 6 and 7: "table6" or "table7" in
+            place of `released`, "reduced", "smoke" (on scenes of those digits; all rows are then the two small ones).
         rows: "all" of the paper's, or names of the table's rows, ours among them. A row with two names is one row.
         seeds: one run of each row a seed.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
@@ -69,12 +76,15 @@ def plan(
         DataError: if the data set is neither present nor downloadable.
         OSError: if records cannot be written to ``results_root``.
     """
-    spec = zoo.table(table)
+    if table in segmentation.TABLES:
+        spec, origin, protocols, full = segmentation.table(table), scenes, segment.PROTOCOLS, f"table{table}"
+    else:
+        spec, origin, protocols, full = zoo.table(table), data, PROTOCOLS, "released"
     datasets = (dataset,) if dataset else spec.datasets
     for name in datasets:
-        data.spec(name)  # raises on one that does not exist
-    if protocol != "auto" and protocol not in PROTOCOLS:
-        raise ValueError(f"protocol={protocol!r} is not one of 'auto', {', '.join(map(repr, PROTOCOLS))}")
+        origin.spec(name)  # raises on one that does not exist
+    if protocol != "auto" and protocol not in protocols:
+        raise ValueError(f"protocol={protocol!r} is not one of 'auto', {', '.join(map(repr, protocols))}")
     names = spec.rows if rows == "all" else tuple([rows] if isinstance(rows, str) else rows)
     title = f"Table {table}" if isinstance(table, int) else f"the {table}"
     for name in names:
@@ -96,7 +106,7 @@ def plan(
     if protocol == "auto" and not cuda:
         protocol, reason = "smoke", "there is no CUDA device, so this only shows that the way works"
     elif protocol != "smoke":
-        absent = [name for name in datasets if not (data.available(name, root) or data.downloadable(name))]
+        absent = [name for name in datasets if not (origin.available(name, root) or origin.downloadable(name))]
         if absent and protocol != "auto":
             raise data.DataError(
                 f"{absent[0]} is not in {root} and its publisher's host does not answer: put it there, name its "
@@ -105,9 +115,11 @@ def plan(
         if absent:
             protocol, reason = "smoke", f"{absent[0]} is not in {root} and cannot be downloaded from here"
         elif protocol == "auto":
-            protocol, reason = "released", f"there is a CUDA device and {', '.join(datasets)}"
-    datasets, results = ((spec.smoke,), results / "scratch") if protocol == "smoke" else (datasets, results)
-    job = Job(datasets, PROTOCOLS[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
+            protocol, reason = full, f"there is a CUDA device and {', '.join(datasets)}"
+    if protocol == "smoke":
+        datasets, results = (spec.smoke,), results / "scratch"
+        names = tuple(segmentation.TINY) if origin is scenes and rows == "all" else names
+    job = Job(datasets, protocols[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
     missing = sum(not path.exists() for *_, path in job.runs)
     if missing:
         records.check_writable(results)
@@ -115,11 +127,11 @@ def plan(
     return Job(**{**vars(job), "why": why})
 
 
-def run(job: Job, progress: str | None = "bar") -> list[Record]:
+def run(job: Job, progress: str | None = "bar") -> list[Run]:
     """Train what the ledger lacks and return the job's records, in order.
 
-    On CUDA a row's seeds are trained together in one step; on a CPU, where that gains nothing, one after the other.
-    Killed at any time, it goes on from the last checkpoint when it is called again. Raises what `train.fit`,
+    On CUDA a row's seeds are trained together; on a CPU, where that gains nothing, one after the other. Killed at any
+    time, it goes on from the last checkpoint when it is called again. Raises what `train.fit`,
     `data.load` and `records.read_one` raise.
     """
     fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
@@ -128,6 +140,6 @@ def run(job: Job, progress: str | None = "bar") -> list[Record]:
         for row in job.rows:
             missing = [seed for d, r, seed, path in job.runs if (d, r) == (name, row) and not path.exists()]
             for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
-                dataset = dataset or data.load(name, job.data_root)
+                dataset = dataset or source(name).load(name, job.data_root)
                 train.fit(row, dataset, job.protocol, seeds, **fit)
     return [records.read_one(path) for *_, path in job.runs]

@@ -95,7 +95,8 @@ class Stack:
         """The precision's switches; on the CPU, attention in products that stack."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
-        math = sdpa_kernel(SDPBackend.MATH) if self.device == "cpu" else contextlib.nullcontext()
+        plain = self.device == "cpu" and self.stackable
+        math = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
         bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
         try:
             with math, bf16:

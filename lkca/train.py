@@ -9,7 +9,8 @@ The data set stays on the device. Work goes in blocks of a few steps: all of a b
 images augmented together on the device, then its steps taken (`lkca.stack`). Nothing between two looks at the loss
 waits for the device. A run is evaluated at the end of each of its stages: a protocol says where they end.
 
-What differs between tasks is a module of functions, found by the type of the data set: `lkca.classification`.
+What differs between tasks is a module of functions, found by the type of the data set: `lkca.classification` and
+`lkca.segment`.
 """
 
 import math
@@ -27,12 +28,12 @@ import torch
 import torchvision
 
 import lkca
-from lkca import classification, data, records
-from lkca.protocols import Protocol
-from lkca.records import RESULTS, Record
-from lkca.stack import EXECUTIONS, PRECISIONS, Stack
+from lkca import classification, data, records, scenes, segment
+from lkca.protocols import Settings
+from lkca.records import RESULTS, Run
+from lkca.stack import EXECUTIONS, PRECISIONS, Stack, stackable
 
-TASKS: dict[type, ModuleType] = {data.Dataset: classification}
+TASKS: dict[type, ModuleType] = {data.Dataset: classification, scenes.Scenes: segment}
 
 
 def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
@@ -48,8 +49,8 @@ def order(seed: int, stage: int, n: int, images: int) -> np.ndarray:
 
 def fit(
     row: str,
-    dataset: data.Dataset,
-    protocol: Protocol,
+    dataset: data.Dataset | scenes.Scenes,
+    protocol: Settings,
     seeds: Sequence[int] = (0,),
     *,
     device: str = "cpu",
@@ -60,8 +61,10 @@ def fit(
     checkpoint_every: int = 100,
     time_budget: float = math.inf,
     progress: str | None = "bar",
-) -> list[Record] | None:
-    """Train one run a seed, all in one step, and write their records; resume them if their checkpoint is there.
+) -> list[Run] | None:
+    """Train one run a seed and write their records; resume them if their checkpoint is there.
+
+    All seeds share a step, except those of a row that cannot be stacked: they train one after the other.
 
     Args:
         row: the row's name, see `lkca.zoo`.
@@ -71,7 +74,7 @@ def fit(
         device: "cpu" or "cuda".
         precision: "fp32", "tf32", "bf16" (autocast, weights and their moments in fp32), "fp64", or "auto", see
             `fastest_precision`.
-        execution: "eager", "captured" or "compiled", see `lkca.stack.Stack`; "auto" captures on CUDA.
+        execution: "eager", "captured" or "compiled", see `lkca.stack.Stack`; "auto" captures on CUDA what it can.
         results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the runs are done.
         keep_weights: also write the trained weights to ``weights/``, see `lkca.records.write_weights`.
         checkpoint_every: steps between checkpoints, to the next block; one is also written after every stage.
@@ -83,31 +86,35 @@ def fit(
 
     Raises:
         ValueError: before any training, on an unknown row, device, precision or execution, a training set smaller than
-            a batch, several seeds of a row that trains one at a time, or a checkpoint that is damaged or belongs to
-            other data.
+            a batch, or a checkpoint that is damaged or belongs to other data.
         FileExistsError: before any training, if a run has a record already.
         FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
     """
     began, p, task = time.perf_counter(), protocol, TASKS[type(dataset)]
-    counts = task.count(row, dataset)
     targets = [records.path(results_root, row, dataset.name, p.name, p.hash, seed) for seed in seeds]
     for target in targets:
         if target.exists():
             raise FileExistsError(f"{target} exists: a record is never overwritten")
     checked_device(device)
     precision = fastest_precision(device) if precision == "auto" else precision
-    execution = {"cuda": "captured", "cpu": "eager"}[device] if execution == "auto" else execution
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is not one of 'auto', {', '.join(map(repr, PRECISIONS))}")
-    if execution not in EXECUTIONS or (device == "cpu" and execution != "eager"):
+    if execution not in ("auto", *EXECUTIONS) or (device == "cpu" and execution not in ("auto", "eager")):
         raise ValueError(f"execution={execution!r} is not one of 'auto', 'eager' and, on CUDA, 'captured', 'compiled'")
     ds = task.subset(dataset, p)
-    stages = p.stages(ds.num_train)
+    counts, stages = task.count(row, ds), p.stages(ds.num_train)
 
     models = []
     for seed in seeds:
         torch.manual_seed(int(stream(seed, "init").integers(2**63)))
         models.append(task.build(row, ds, p))
+    if len(seeds) > 1 and not stackable(models[0]):
+        return _one_after_the_other(
+            row, dataset, p, seeds, time_budget=time_budget, device=device, precision=precision, execution=execution,
+            results_root=results_root, keep_weights=keep_weights, checkpoint_every=checkpoint_every, progress=progress,
+        )  # fmt: skip
+    if execution == "auto":
+        execution = "captured" if device == "cuda" and getattr(models[0], "capturable", True) else "eager"
     loss = task.loss(ds, p, device, PRECISIONS[precision])
     stack = Stack(models, loss, betas=p.betas, weight_decay=p.weight_decay, device=device, precision=precision,
                   execution=execution)  # fmt: skip
@@ -216,6 +223,25 @@ def fit(
             records.write_weights(record, stack.weights(i), results_root)
         records.write(record, results_root)
     checkpoint.unlink(missing_ok=True)
+    return found
+
+
+def _one_after_the_other(
+    row: str,
+    dataset: data.Dataset | scenes.Scenes,
+    p: Settings,
+    seeds: Sequence[int],
+    *,
+    time_budget: float,
+    **settings: object,
+) -> list[Run] | None:
+    began, found = time.perf_counter(), []
+    for seed in seeds:
+        left = time_budget - (time.perf_counter() - began)
+        one = fit(row, dataset, p, [seed], time_budget=left, **settings)
+        if one is None:
+            return None
+        found += one
     return found
 
 

@@ -26,17 +26,17 @@ POOLINGS = ("class", "mean")
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: one bias-free projection to queries, keys and values, an output projection with bias.
+    """Multi-head self-attention: one projection to queries, keys and values, an output projection with bias.
 
-    (B, T, D) -> (B, T, D).
+    The released models have no ``bias`` in the first one, MMSegmentation's have. (B, T, D) -> (B, T, D).
     """
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, *, bias: bool = False):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim={dim} does not divide into {heads} heads")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Fill the ledger unattended: ``python -m lkca.work --data-root DATA --budget 1500``.
 
-Works off the cells of Tables 1-5 and the controls in order of what they decide, skipping what the ledger holds: one log
-line an epoch, a record at once when a run is done, a checkpoint after every epoch. Stopped or killed at any time, it
-loses at most what came after the last checkpoint, and the same command goes on. It needs no Jupyter and no plotting
-library.
+Works off the cells of Tables 1-5, the controls, and Tables 6 and 7 in order of what they decide, skipping what the
+ledger holds: one log line a stage, a record at once when a run is done, a checkpoint after every stage. Stopped or
+killed at any time, it loses at most what came after the last checkpoint, and the same command goes on. It needs no
+Jupyter and no plotting library.
 """
 
 import argparse
@@ -13,19 +13,24 @@ from pathlib import Path
 
 import torch
 
-from lkca import data, records, train, zoo
-from lkca.protocols import PROTOCOLS, Protocol
+from lkca import data, records, segment, segmentation, train, zoo
+from lkca.jobs import source
+from lkca.protocols import PROTOCOLS, Settings
 
 MAIN_ROWS = ("ViT", "ViT-LKCA", "ViT/0.5M", "ViT/0.5M-LKCA")
-Cell = tuple[str, Protocol, str]  # data set, protocol, row
+Cell = tuple[str, Settings, str]  # data set, protocol, row
 
 
 def cells(protocol: str | None = None) -> Iterator[Cell]:
     """All cells by priority.
 
     First the main rows of Tables 3 and 2 under `released` and `paper`: which protocol gives the paper's numbers? Then
-    all rows of Tables 3, 2, 1, 5 and 4 under `released`, then the controls. With ``protocol``, the same under that one.
+    all rows of Tables 3, 2, 1, 5 and 4 under `released`, then the controls, then Tables 6 and 7 with their fair rows.
+    With ``protocol``, the same under that one; under `reduced` segmentation's small rows.
     """
+    if protocol in segment.PROTOCOLS and protocol not in PROTOCOLS:
+        yield from segmentation_cells(protocol)
+        return
     full = [PROTOCOLS[protocol]] if protocol else [PROTOCOLS["released"], PROTOCOLS["paper"]]
     controls = (*zoo.control_rows("2M"), *zoo.control_rows("2.69M"))
     stages = [(zoo.TABLES[t].dataset, p, MAIN_ROWS) for t in (3, 2) for p in full]
@@ -34,6 +39,16 @@ def cells(protocol: str | None = None) -> Iterator[Cell]:
     stages += [(dataset, full[0], controls) for dataset in ("tiny-imagenet", "cifar100")]
     cells = ((dataset, p, row) for dataset, p, rows in stages for row in rows)
     yield from {(dataset, p.name, row): (dataset, p, row) for dataset, p, row in cells}.values()
+    if protocol is None:
+        yield from (*segmentation_cells("table6"), *segmentation_cells("table7"))
+
+
+def segmentation_cells(protocol: str) -> Iterator[Cell]:
+    """The cells of a protocol of segmentation: of Table 6 or 7 on ADE20K, else the small rows on what a CPU can do."""
+    p, tables = segment.PROTOCOLS[protocol], {"table6": segmentation.TABLES[6]}
+    tables["table7"] = (*segmentation.TABLES[7], *segmentation.FAIR)
+    datasets = ("ade20k",) if protocol in tables else ("camvid", "digit-scenes")
+    yield from ((dataset, p, row) for dataset in datasets for row in tables.get(protocol, segmentation.TINY))
 
 
 def missing(cell: Cell, seeds: Sequence[int], results_root: Path) -> list[int]:
@@ -76,17 +91,17 @@ def work_off(
             break
         if not wanted or name in absent:
             continue
-        if name not in loaded and not data.available(name, data_root):
+        if name not in loaded and not source(name).available(name, data_root):
             absent.add(name)
             print(f"{name} is not in {data_root}: its cells are passed over", flush=True)
             continue
-        loaded[name] = loaded.get(name) or data.load(name, data_root)
+        loaded[name] = loaded.get(name) or source(name).load(name, data_root)
         try:
             found = train.fit(
                 row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep_weights,
                 checkpoint_every=checkpoint_every, time_budget=left, progress="lines",
             )  # fmt: skip
-        except ModuleNotFoundError as error:  # timm or vit-pytorch, which only some rows need
+        except ModuleNotFoundError as error:  # a library that only some rows need
             print(f"{row} is passed over: {error}", flush=True)
             continue
         if found is None:
@@ -100,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lkca.work", description=__doc__.partition("\n")[0])
     parser.add_argument("--data-root", type=Path, default=data.ROOT, help="folder of the data sets")
     parser.add_argument("--results-root", type=Path, default=records.RESULTS, help="folder of the ledger")
-    parser.add_argument("--protocol", choices=list(PROTOCOLS), help="instead of released and paper")
+    protocols = list(PROTOCOLS | segment.PROTOCOLS)
+    parser.add_argument("--protocol", choices=protocols, help="instead of released and paper")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every cell, trained together")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to work")
     parser.add_argument("--keep-weights", action="store_true", help="in half precision, in results/weights/")

@@ -289,3 +289,14 @@ def test_a_full_disk_loses_nothing(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Stack, "train", never)
     assert fit(digits, tmp_path)[0].row == "ViT/0.5M-LKCA"
     assert len(list(Path(tmp_path, "runs").iterdir())) == 1
+
+
+def test_seeds_that_cannot_share_a_step_train_one_after_the_other(tmp_path):
+    """CrossViT draws its own dropout: each seed ends as it does alone."""
+    p = dataclasses.replace(TINY, epochs=1, train_images=16, batch_size=8, warmup_epochs=0)
+    images, row = data.load("digits-32"), "CrossViT-T"
+    images = dataclasses.replace(images, test_images=images.test_images[::36], test_labels=images.test_labels[::36])
+    found = fit(images, tmp_path / "two", p, seeds=(0, 1), row=row)
+    (alone,) = fit(images, tmp_path / "alone", p, seeds=(1,), row=row)
+    assert [(r.seed, r.stacked) for r in found] == [(0, 1), (1, 1)]
+    assert found[-1].curve[-1].train_loss == alone.curve[-1].train_loss and found[-1].correct == alone.correct

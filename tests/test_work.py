@@ -14,7 +14,9 @@ TODO = [("digits", TINY, "ViT/0.5M-LKCA"), ("cifar10", TINY, "ViT/0.5M"), ("digi
 
 
 def test_the_order_is_by_what_a_cell_decides():
-    order = [(name, p.name, row) for name, p, row in work.cells()]
+    everything = [(name, p.name, row) for name, p, row in work.cells()]
+    order, last = everything[:-12], everything[-12:]  # Tables 6 and 7 with two rows of our own come last
+    assert [(name, protocol) for name, protocol, _ in last] == [("ade20k", "table6")] * 2 + [("ade20k", "table7")] * 10
     assert (
         len(order) == len(set(order)) == 36 + 8 + 23 + 22 + 28
     )  # Tables 1-3, the main rows under `paper`, what 5 and 4 add, controls
@@ -26,6 +28,9 @@ def test_the_order_is_by_what_a_cell_decides():
         "cifar100",
     }
     assert {p.name for _, p, _ in work.cells("sketch")} == {"sketch"}
+    assert [(name, row) for name, _, row in work.cells("reduced")] == [
+        (name, f"{kind}-XS/UPerNet") for name in ("camvid", "digit-scenes") for kind in ("ViT", "LKCA")
+    ]
 
 
 def test_it_works_off_what_is_missing_and_passes_over_absent_data(tmp_path, capsys):
