@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,57 @@ def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
     return 2 * n**3 * rate(lambda i: len([a @ b]), device, seconds)
 
 
+def core_rates(names: Sequence[str], size: int = 64, classes: int = 200, batch: int = 32, steps: int = 2) -> dict:
+    """Training images a second of processor time on one core, by row: fp32, the whole step without augmentation.
+
+    Processor time, unlike the clock's, hardly counts what else the machine does.
+    """
+    p, threads, found = dataclasses.replace(RECIPE, batch_size=batch), torch.get_num_threads(), {}
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    labels = torch.arange(batch) % classes
+    ds = data.Dataset("tiny-imagenet", images, labels, images, labels, list(map(str, range(classes))), "noise")
+    torch.set_num_threads(1)
+    try:
+        for name in names:
+            model = zoo.build(name, image_size=size, num_classes=classes)
+            loss = classification.loss(ds, p, "cpu", torch.float32)
+            how = {"device": "cpu", "precision": "fp32", "execution": "eager"}
+            stack = Stack([model], loss, betas=p.betas, weight_decay=p.weight_decay, **how)
+            rng, order = np.random.default_rng(0), np.arange(batch)
+            block = classification.block(ds, p, [rng], [order], num_draws=stack.num_draws)
+            stack.train(block, [1e-4], [0])
+            began = time.process_time()
+            for _ in range(steps):
+                stack.train(block, [1e-4], [0])
+            found[name] = steps * batch / (time.process_time() - began)
+            print(f"{name:24} {found[name]:.1f} img/s", flush=True)
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def run_rows(results_root: Path = RESULTS) -> Path:
+    """Measure the rows of Tables 4 and 5 on a core and write ``results/speed/rows/<device>.json``."""
+    commit, clean = train.git_state()
+    names = dict.fromkeys(zoo.canonical(row) for t in (4, 5) for row in (*zoo.TABLES[t].rows, *zoo.TABLES[t].extra))
+    found = {
+        "device": train.device_in_words("cpu"),
+        "rates": core_rates(tuple(names)),
+        "versions": {name: version(name) for name in ("torch", "timm", "vit-pytorch")},
+        "git_commit": commit,
+        "git_clean": clean,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return _write(found, Path(results_root) / "speed" / "rows")
+
+
+def _write(found: dict, folder: Path) -> Path:
+    file = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['device']).strip('-').lower()}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
+
+
 def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS) -> Path:
     """Measure everything on ``device`` and write ``results/speed/<device>.json``, replacing an earlier one of it."""
     commit, clean = train.git_state()
@@ -316,10 +368,7 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS)
         "git_clean": clean,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    file = Path(results_root) / "speed" / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['device']).strip('-').lower()}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return file
+    return _write(found, Path(results_root) / "speed")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -329,11 +378,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=8, help="a figure")
     parser.add_argument("--workers", type=int, default=4, help="of the conventional DataLoader, as released")
     parser.add_argument("--results-root", type=Path, default=RESULTS)
+    parser.add_argument("--rows", action="store_true", help="instead the rows of Tables 4 and 5, on one core")
     args = parser.parse_args(arguments)
     try:
         train.checked_device(args.device)
     except ValueError as error:
         parser.error(str(error))
+    if args.rows:
+        print(run_rows(args.results_root))
+        return
     print(run(args.device, args.seconds, args.workers, args.results_root))
 
 
