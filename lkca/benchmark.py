@@ -6,7 +6,6 @@ show. Every figure is an end-to-end rate that includes augmentation.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import platform
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import lkca
-from lkca import augment, classification, data, operator, train, zoo
+from lkca import augment, classification, data, train, zoo
+from lkca.clock import forms, gathers, one_core, rate
 from lkca.protocols import PROTOCOLS
 from lkca.records import RESULTS
 from lkca.stack import PRECISIONS, Stack
@@ -34,7 +35,6 @@ from lkca.stack import PRECISIONS, Stack
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
 RECIPE = PROTOCOLS["released"]
 PARTS = ("rates", "parts", "augmentation", "forms", "gathers", "matmul_flops")  # of a machine's file
-SIDES = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)  # of the grids on which the forms are timed
 
 
 @dataclass(frozen=True)
@@ -68,36 +68,6 @@ def noise(n: int = 20_000) -> data.Dataset:
     images = torch.randint(0, 256, (n + n // 10, 3, 32, 32), generator=g, dtype=torch.uint8)
     labels = torch.randint(0, 100, (len(images),), generator=g)
     return data.Dataset("cifar100", images[:n], labels[:n], images[n:], labels[n:], list(map(str, range(100))), "noise")
-
-
-def rate(step: Callable[[int], int], device: str, seconds: float) -> float:
-    """Images a second of ``step(i)``, which returns how many it took: after a warm-up, for about ``seconds``."""
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    step(0)
-    wait()
-    began, images, i = time.perf_counter(), 0, 1
-    while i < 2 or time.perf_counter() - began < seconds:
-        images += step(i)
-        i += 1
-        if i % 8 == 0:
-            wait()  # so that the clock sees the device, not the queue
-    wait()
-    return images / (time.perf_counter() - began)
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """The CPU's work on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _engine(s: Setting, ds: data.Dataset, device: str) -> tuple[Stack, Callable[[int], list[Tensor]]]:
@@ -275,61 +245,63 @@ def augmentation_rates(ds: data.Dataset, device: str, seconds: float) -> dict[st
     return found
 
 
-def forms(device: str, seconds: float) -> list[dict]:
-    """Milliseconds of LKCA's forms, forward and backward, by the grid's side: 192 channels, about 8192 tokens, fp32."""
-    found = []
-    for n in SIDES:
-        images = max(1, 8192 // n**2)
-        v, out = (torch.randn(images, n * n, 192, device=device, requires_grad=i == 0) for i in range(2))
-        kernel = torch.randn(2 * n - 1, 2 * n - 1, device=device, requires_grad=True)
-        for form in operator.FORMS:
-
-            def step(i: int, v=v, kernel=kernel, n=n, form=form, out=out) -> int:
-                operator.lkca(v, kernel, (n, n), form).backward(out)
-                return 1
-
-            found.append({"n": n, "images": images, "form": form, "ms": 1000 / rate(step, device, seconds)})
-    return found
-
-
-def gathers(device: str, seconds: float) -> list[dict]:
-    """Milliseconds, forward and backward, of the score matrix alone and of its whole layer, by the grid's side.
-
-    192 channels, about 8192 tokens, the precision of `train.fastest_precision`, one core on a CPU. ``windows_ms`` is
-    `attention_matrix`, whose gradient is a sum over windows; ``index_ms`` the same by indexing: its gradient scatters.
-    """
-    found = []
-    bf16 = torch.autocast(device, torch.bfloat16, enabled=train.fastest_precision(device) == "bf16")
-    for n in (8, 16, 32):
-        layer = operator.LKCA(192, n, kernel_init="random", form="matrix").to(device)
-        x = torch.randn(8192 // n**2, n * n, 192, device=device, requires_grad=True)
-        place = torch.arange((2 * n - 1) ** 2, device=device).view(2 * n - 1, 2 * n - 1)
-        place = operator.attention_matrix(place, (n, n))
-        ways = {
-            "windows_ms": lambda layer=layer, n=n: operator.attention_matrix(layer.kernel, (n, n)),
-            "index_ms": lambda layer=layer, place=place: layer.kernel.flatten()[place],
-            "layer_ms": lambda layer=layer, x=x: layer(x),
-        }
-        line = {"n": n}
-        for name, way in ways.items():
-
-            def step(i: int, way=way) -> int:
-                with bf16:
-                    out = way()
-                out.backward(torch.ones_like(out))
-                return 1
-
-            with one_core():
-                line[name] = 1000 / rate(step, device, seconds)
-        found.append(line)
-    return found
-
-
 def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
     """Floating-point operations a second of a large square product: what this machine gives at best."""
     n, dtype = 8192 if device == "cuda" else 2048, torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
     return 2 * n**3 * rate(lambda i: len([a @ b]), device, seconds)
+
+
+def core_rates(names: Sequence[str], size: int = 64, classes: int = 200, batch: int = 32, steps: int = 2) -> dict:
+    """Training images a second of processor time on one core, by row: fp32, the whole step without augmentation.
+
+    Processor time, unlike the clock's, hardly counts what else the machine does.
+    """
+    p, found = dataclasses.replace(RECIPE, batch_size=batch), {}
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    labels = torch.arange(batch) % classes
+    ds = data.Dataset("tiny-imagenet", images, labels, images, labels, list(map(str, range(classes))), "noise")
+    with one_core():
+        for name in names:
+            model = zoo.build(name, image_size=size, num_classes=classes)
+            loss = classification.loss(ds, p, "cpu", torch.float32)
+            how = {"device": "cpu", "precision": "fp32", "execution": "eager"}
+            stack = Stack([model], loss, betas=p.betas, weight_decay=p.weight_decay, **how)
+            rng, order = np.random.default_rng(0), np.arange(batch)
+            block = classification.block(ds, p, [rng], [order], num_draws=stack.num_draws)
+            stack.train(block, [1e-4], [0])
+            began = time.process_time()
+            for _ in range(steps):
+                stack.train(block, [1e-4], [0])
+            found[name] = steps * batch / (time.process_time() - began)
+            print(f"{name:24} {found[name]:.1f} img/s", flush=True)
+    return found
+
+
+def run_rows(results_root: Path = RESULTS) -> Path:
+    """Measure the rows of Tables 4 and 5 on a core and write ``results/speed/rows/<device>.json``."""
+    commit, clean = train.git_state()
+    names = dict.fromkeys(zoo.canonical(row) for t in (4, 5) for row in (*zoo.TABLES[t].rows, *zoo.TABLES[t].extra))
+    found = {
+        "device": train.device_in_words("cpu"),
+        "rates": core_rates(tuple(names)),
+        "versions": {name: version(name) for name in ("torch", "timm", "vit-pytorch")},
+        "git_commit": commit,
+        "git_clean": clean,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return _write(found, Path(results_root) / "speed" / "rows")
+
+
+def _file(found: dict, folder: Path) -> Path:
+    return folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['device']).strip('-').lower()}.json"
+
+
+def _write(found: dict, folder: Path) -> Path:
+    file = _file(found, folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
 
 
 def ladders(ds: data.Dataset, home: data.Dataset, device: str, seconds: float, workers: int) -> list[dict]:
@@ -351,7 +323,7 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS,
     commit, clean = train.git_state()
     ds = noise()
     home, name, kind = ds.to(device), train.device_in_words(device), train.fastest_precision(device)
-    file = Path(results_root) / "speed" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}.json"
+    folder = Path(results_root) / "speed"
     measurements = (
         lambda: ladders(ds, home, device, seconds, workers),
         lambda: parts(home, device, seconds),
@@ -368,7 +340,7 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS,
     }  # fmt: skip
     found = {"device": name, "matmul_precision": kind, "workers": workers, **stamp}
     if only:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(_file(found, folder).read_text(encoding="utf-8"))
     for part, measured in zip(PARTS, measurements, strict=True):
         if only in (None, part):
             found[part] = measured()
@@ -377,9 +349,7 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS,
         found.setdefault("later", {})[only] = stamp
     else:
         found |= stamp
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return file
+    return _write(found, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -390,11 +360,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=4, help="of the conventional DataLoader, as released")
     parser.add_argument("--results-root", type=Path, default=RESULTS)
     parser.add_argument("--only", choices=PARTS, help="measure one part again, keep the others")
+    parser.add_argument("--rows", action="store_true", help="instead the rows of Tables 4 and 5, on one core")
     args = parser.parse_args(arguments)
     try:
         train.checked_device(args.device)
     except ValueError as error:
         parser.error(str(error))
+    if args.rows:
+        print(run_rows(args.results_root))
+        return
     print(run(args.device, args.seconds, args.workers, args.results_root, args.only))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lkca import benchmark, complexity, equivalence, speed
+from lkca import clock, complexity, equivalence, speed
 from lkca.operator import attention_matrix, lkca
 
 GRID = (3, 5)
@@ -118,6 +118,6 @@ def test_forms_figure_names_the_fastest():
 
 
 def test_a_machine_s_forms_are_measured(monkeypatch):
-    monkeypatch.setattr(benchmark, "SIDES", (4,))
-    found = benchmark.forms("cpu", 0.0)
+    monkeypatch.setattr(clock, "SIDES", (4,))
+    found = clock.forms("cpu", 0.0)
     assert {f["form"] for f in found} == {"matrix", "conv", "fft"} and all(f["ms"] > 0 for f in found)
