@@ -346,14 +346,15 @@ def claims(ledger: Sequence[Record]) -> pd.DataFrame:
     frame = pd.read_csv(records.RESULTS / "paper" / "claims.csv", dtype=str, keep_default_na=False)
     for i, basis in frame.basis.items():
         if basis.startswith("table "):
-            frame.loc[i, "verdict"] = _table_verdict(int(basis.removeprefix("table ")), ledger)
+            number, _, only = basis.removeprefix("table ").partition(" on ")
+            frame.loc[i, "verdict"] = _table_verdict(int(number), ledger, only.split(" and ") if only else ())
     return frame
 
 
-def _table_verdict(table: int, ledger: Sequence[Record]) -> str:
-    """A table's verdict over its comparisons in words; "not run" without any."""
-    spec = zoo.TABLES.get(table)
-    found = [word for dataset in (spec.datasets if spec else ()) for word in verdicts(table, ledger, dataset)]
+def _table_verdict(table: int, ledger: Sequence[Record], only: Sequence[str] = ()) -> str:
+    """A table's verdict over its comparisons, on some or all of its data sets, in words; "not run" without any."""
+    datasets = only or zoo.TABLES[table].datasets
+    found = [word for dataset in datasets for word in verdicts(table, ledger, dataset)]
     counted = {word: found.count(word) for word in VERDICTS if word in found}
     if set(counted) <= {NOT_RUN}:
         return NOT_RUN
