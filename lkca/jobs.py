@@ -119,7 +119,7 @@ def plan(
             protocol, reason = full, f"there is a CUDA device and {', '.join(datasets)}"
     if protocol == "smoke":
         datasets, results = (spec.smoke,), results / "scratch"
-        names = spec.smoke_rows if spec.smoke_rows and rows == "all" else names
+        names = tuple(map(zoo.canonical, spec.smoke_rows)) if spec.smoke_rows and rows == "all" else names
     job = Job(datasets, protocols[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
     missing = sum(not path.exists() for *_, path in job.runs)
     if missing:

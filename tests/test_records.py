@@ -196,6 +196,7 @@ def test_a_smoke_of_table_5_has_every_kind_of_model(tmp_path):
     job = jobs.plan(5, protocol="smoke", results_root=tmp_path)
     kinds = {getattr(zoo.row(row), "family", "ViT") for row in zoo.TABLES[5].rows}
     assert {getattr(zoo.row(row), "family", "ViT") for row in job.rows} == kinds and len(job.rows) == 13
+    assert all(zoo.canonical(row) == row for row in job.rows)
     assert len(jobs.plan(5, protocol="smoke", rows=["LKCA-L"], results_root=tmp_path).rows) == 1
 
 
