@@ -48,6 +48,9 @@ class DropPath(nn.Module):
         if self.num_draws:
             for name, rate in rates.items():
                 model.get_submodule(name).register_forward_hook(_Dropped(self._draws, rate))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(_in_the_weight_s_precision)
 
     def forward(self, image_BCHW: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Logits, (B, classes), of normalised images.
@@ -64,6 +67,11 @@ class DropPath(nn.Module):
             return self.model(image_BCHW)
         finally:
             self._draws.left = []
+
+
+def _in_the_weight_s_precision(conv: nn.Conv2d, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Under `torch.vmap` autocast passes convolutions by, and they would meet a bf16 image with fp32 weights."""
+    return (args[0].to(conv.weight.dtype), *args[1:])
 
 
 class _Draws:

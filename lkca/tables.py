@@ -12,7 +12,7 @@ its rivals by the rule above, *does not hold* if one of them is better than LKCA
 run* as long as a rival that could decide it has not been run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -308,14 +308,16 @@ def claims(ledger: Sequence[Record]) -> pd.DataFrame:
     frame = pd.read_csv(records.RESULTS / "paper" / "claims.csv", dtype=str, keep_default_na=False)
     for i, basis in frame.basis.items():
         if basis.startswith("table "):
-            frame.loc[i, "verdict"] = _verdict_of_tables(map(int, basis.removeprefix("table ").split(", ")), ledger)
+            numbers, _, only = basis.removeprefix("table ").partition(" on ")
+            tables = [int(number) for number in numbers.split(", ")]
+            frame.loc[i, "verdict"] = _verdict_of_tables(tables, ledger, only.split(" and ") if only else ())
     return frame
 
 
-def _verdict_of_tables(numbers: Iterable[int], ledger: Sequence[Record]) -> str:
-    """The verdict over all comparisons of some tables in words; "not run" without any."""
-    specs = {table: zoo.TABLES.get(table) for table in numbers}
-    found = [w for t, spec in specs.items() if spec for dataset in spec.datasets for w in verdicts(t, ledger, dataset)]
+def _verdict_of_tables(numbers: Sequence[int], ledger: Sequence[Record], only: Sequence[str] = ()) -> str:
+    """The verdict over all comparisons of some tables, on some or all data sets, in words; "not run" without any."""
+    specs = {table: zoo.TABLES[table] for table in numbers if table in zoo.TABLES}
+    found = [w for t, spec in specs.items() for d in only or spec.datasets for w in verdicts(t, ledger, d)]
     counted = {word: found.count(word) for word in VERDICTS if word in found}
     if set(counted) <= {NOT_RUN}:
         return NOT_RUN

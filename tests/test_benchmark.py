@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lkca import benchmark, data, operator, records, speed
+from lkca import benchmark, data, operator, records, speed, zoo
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,18 @@ def test_a_failure_is_told_and_hides_nothing(ds):
 def test_a_gpu_gets_every_step_of_the_ladder():
     labels = [s.label for group, s in benchmark.settings("cuda") if group == "ladder"]
     assert len(labels) == len(set(labels)) == 8 and labels[-1] == "CUDA graph, 8 seeds in a step"
+
+
+def test_the_rows_of_tables_4_and_5_are_timed_on_a_core(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "core_rates", lambda names, real=benchmark.core_rates: real(names[:2], 32, 10, 2, 1))
+    found = json.loads(benchmark.run_rows(tmp_path).read_text())
+    assert list(found["rates"]) == ["ViT/1M", "Swin-T"] and min(found["rates"].values()) > 0
+
+
+def test_stored_core_rates_have_every_row():
+    rows = {zoo.canonical(row) for t in (4, 5) for row in (*zoo.TABLES[t].rows, *zoo.TABLES[t].extra)}
+    files = list((records.RESULTS / "speed" / "rows").glob("*.json"))
+    assert files and all(set(json.loads(file.read_text())["rates"]) == rows for file in files)
 
 
 def test_stored_machines_are_whole_and_tables_say_what_they_hold():
