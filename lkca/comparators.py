@@ -19,8 +19,10 @@ from the first block to the last for Swin, none for the others; CrossViT has dro
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from einops.layers.torch import Rearrange
@@ -109,10 +111,15 @@ class _Position(nn.Module):
         return x_BHWD + self.embedding
 
 
-def _swin(size: int, classes: int, *, dim: int, depths: tuple, heads: tuple) -> nn.Module:
-    from timm.models.swin_transformer import SwinTransformer
+def _timm() -> ModuleType:
+    with warnings.catch_warnings():  # of a progress bar for downloads, in a notebook without widgets
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import timm
+    return timm
 
-    model = SwinTransformer(
+
+def _swin(size: int, classes: int, *, dim: int, depths: tuple, heads: tuple) -> nn.Module:
+    model = _timm().models.swin_transformer.SwinTransformer(
         img_size=size, patch_size=size // 16, num_classes=classes, embed_dim=dim, depths=depths, num_heads=heads,
         window_size=4, mlp_ratio=2.0, drop_path_rate=0.0,
     )  # fmt: skip
@@ -139,9 +146,7 @@ def _mobilevit(size: int, classes: int, *, dims: tuple, channels: tuple) -> nn.M
 
 
 def _mobilevitv2(size: int, classes: int, *, width: str) -> nn.Module:
-    import timm
-
-    return timm.create_model(f"mobilevitv2_{width}", num_classes=classes)
+    return _timm().create_model(f"mobilevitv2_{width}", num_classes=classes)
 
 
 def _t2t(size: int, classes: int, **settings: int | tuple) -> nn.Module:
