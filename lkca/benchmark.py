@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import lkca
-from lkca import augment, classification, data, operator, train, zoo
+from lkca import augment, classification, data, train, zoo
+from lkca.clock import forms, gathers, one_core, rate
 from lkca.protocols import PROTOCOLS
 from lkca.records import RESULTS
 from lkca.stack import PRECISIONS, Stack
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
 RECIPE = PROTOCOLS["released"]
-SIDES = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)  # of the grids on which the forms are timed
+PARTS = ("rates", "parts", "augmentation", "forms", "gathers", "matmul_flops")  # of a machine's file
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,6 @@ def noise(n: int = 20_000) -> data.Dataset:
     images = torch.randint(0, 256, (n + n // 10, 3, 32, 32), generator=g, dtype=torch.uint8)
     labels = torch.randint(0, 100, (len(images),), generator=g)
     return data.Dataset("cifar100", images[:n], labels[:n], images[n:], labels[n:], list(map(str, range(100))), "noise")
-
-
-def rate(step: Callable[[int], int], device: str, seconds: float) -> float:
-    """Images a second of ``step(i)``, which returns how many it took: after a warm-up, for about ``seconds``."""
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    step(0)
-    wait()
-    began, images, i = time.perf_counter(), 0, 1
-    while i < 2 or time.perf_counter() - began < seconds:
-        images += step(i)
-        i += 1
-        if i % 8 == 0:
-            wait()  # so that the clock sees the device, not the queue
-    wait()
-    return images / (time.perf_counter() - began)
 
 
 def _engine(s: Setting, ds: data.Dataset, device: str) -> tuple[Stack, Callable[[int], list[Tensor]]]:
@@ -252,34 +235,13 @@ def augmentation_rates(ds: data.Dataset, device: str, seconds: float) -> dict[st
 
         return step
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_core():
         found = {
             "torchvision on PIL, one core": rate(lambda i: len([pil(x) for x in pictures]), "cpu", seconds),
             "batched, one core": rate(ours(ds.train_images.cpu(), 1024), "cpu", seconds),
         }
-    finally:
-        torch.set_num_threads(threads)
     if device == "cuda":
         found["batched, GPU"] = rate(ours(ds.train_images, 16_384), device, seconds)
-    return found
-
-
-def forms(device: str, seconds: float) -> list[dict]:
-    """Milliseconds of LKCA's forms, forward and backward, by the grid's side: 192 channels, about 8192 tokens, fp32."""
-    found = []
-    for n in SIDES:
-        images = max(1, 8192 // n**2)
-        v, out = (torch.randn(images, n * n, 192, device=device, requires_grad=i == 0) for i in range(2))
-        kernel = torch.randn(2 * n - 1, 2 * n - 1, device=device, requires_grad=True)
-        for form in operator.FORMS:
-
-            def step(i: int, v=v, kernel=kernel, n=n, form=form, out=out) -> int:
-                operator.lkca(v, kernel, (n, n), form).backward(out)
-                return 1
-
-            found.append({"n": n, "images": images, "form": form, "ms": 1000 / rate(step, device, seconds)})
     return found
 
 
@@ -290,36 +252,104 @@ def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
     return 2 * n**3 * rate(lambda i: len([a @ b]), device, seconds)
 
 
-def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS) -> Path:
-    """Measure everything on ``device`` and write ``results/speed/<device>.json``, replacing an earlier one of it."""
+def core_rates(names: Sequence[str], size: int = 64, classes: int = 200, batch: int = 32, steps: int = 2) -> dict:
+    """Training images a second of processor time on one core, by row: fp32, the whole step without augmentation.
+
+    Processor time, unlike the clock's, hardly counts what else the machine does.
+    """
+    p, found = dataclasses.replace(RECIPE, batch_size=batch), {}
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    labels = torch.arange(batch) % classes
+    ds = data.Dataset("tiny-imagenet", images, labels, images, labels, list(map(str, range(classes))), "noise")
+    with one_core():
+        for name in names:
+            model = zoo.build(name, image_size=size, num_classes=classes)
+            loss = classification.loss(ds, p, "cpu", torch.float32)
+            how = {"device": "cpu", "precision": "fp32", "execution": "eager"}
+            stack = Stack([model], loss, betas=p.betas, weight_decay=p.weight_decay, **how)
+            rng, order = np.random.default_rng(0), np.arange(batch)
+            block = classification.block(ds, p, [rng], [order], num_draws=stack.num_draws)
+            stack.train(block, [1e-4], [0])
+            began = time.process_time()
+            for _ in range(steps):
+                stack.train(block, [1e-4], [0])
+            found[name] = steps * batch / (time.process_time() - began)
+            print(f"{name:24} {found[name]:.1f} img/s", flush=True)
+    return found
+
+
+def run_rows(results_root: Path = RESULTS) -> Path:
+    """Measure the rows of Tables 4 and 5 on a core and write ``results/speed/rows/<device>.json``."""
     commit, clean = train.git_state()
-    ds = noise()
-    home = ds.to(device)
-    rates = []
-    for group, s in settings(device):
-        rates.append(measure(group, s, home if s.engine else ds, device, seconds, workers))
-        r = rates[-1]
-        print(f"{group:8} {s.label:40} {r.failed or f'{r.images_per_second:.0f} img/s'}", flush=True)
-    kind = train.fastest_precision(device)
+    names = dict.fromkeys(zoo.canonical(row) for t in (4, 5) for row in (*zoo.TABLES[t].rows, *zoo.TABLES[t].extra))
     found = {
-        "device": train.device_in_words(device),
-        "rates": [dataclasses.asdict(r) for r in rates],
-        "parts": parts(home, device, seconds),
-        "augmentation": augmentation_rates(home, device, seconds),
-        "forms": forms(device, min(seconds, 1)),
-        "matmul_precision": kind,
-        "matmul_flops": matmul_flops(device, kind),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "torchvision": torchvision.__version__, "lkca": lkca.__version__},
-        "workers": workers,
+        "device": train.device_in_words("cpu"),
+        "rates": core_rates(tuple(names)),
+        "versions": {name: version(name) for name in ("torch", "timm", "vit-pytorch")},
         "git_commit": commit,
         "git_clean": clean,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    file = Path(results_root) / "speed" / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['device']).strip('-').lower()}.json"
+    }
+    return _write(found, Path(results_root) / "speed" / "rows")
+
+
+def _file(found: dict, folder: Path) -> Path:
+    return folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['device']).strip('-').lower()}.json"
+
+
+def _write(found: dict, folder: Path) -> Path:
+    file = _file(found, folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
+
+
+def ladders(ds: data.Dataset, home: data.Dataset, device: str, seconds: float, workers: int) -> list[dict]:
+    """The rates of all `settings`, printed as they come."""
+    rates = []
+    for group, s in settings(device):
+        r = measure(group, s, home if s.engine else ds, device, seconds, workers)
+        rates.append(dataclasses.asdict(r))
+        print(f"{group:8} {s.label:40} {r.failed or f'{r.images_per_second:.0f} img/s'}", flush=True)
+    return rates
+
+
+def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS, only: str | None = None) -> Path:
+    """Measure on ``device`` and write ``results/speed/<device>.json``.
+
+    Everything is measured, and replaces an earlier file; or ``only`` one of PARTS: the earlier file keeps the others,
+    and says under ``later`` with which commit and when this one was measured.
+    """
+    commit, clean = train.git_state()
+    ds = noise()
+    home, name, kind = ds.to(device), train.device_in_words(device), train.fastest_precision(device)
+    folder = Path(results_root) / "speed"
+    measurements = (
+        lambda: ladders(ds, home, device, seconds, workers),
+        lambda: parts(home, device, seconds),
+        lambda: augmentation_rates(home, device, seconds),
+        lambda: forms(device, min(seconds, 1)),
+        lambda: gathers(device, min(seconds, 1)),
+        lambda: matmul_flops(device, kind),
+    )
+    stamp = {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "torchvision": torchvision.__version__, "lkca": lkca.__version__},
+        "git_commit": commit,
+        "git_clean": clean,
+    }  # fmt: skip
+    found = {"device": name, "matmul_precision": kind, "workers": workers, **stamp}
+    if only:
+        found = json.loads(_file(found, folder).read_text(encoding="utf-8"))
+    for part, measured in zip(PARTS, measurements, strict=True):
+        if only in (None, part):
+            found[part] = measured()
+    stamp["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    if only:
+        found.setdefault("later", {})[only] = stamp
+    else:
+        found |= stamp
+    return _write(found, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -329,12 +359,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=8, help="a figure")
     parser.add_argument("--workers", type=int, default=4, help="of the conventional DataLoader, as released")
     parser.add_argument("--results-root", type=Path, default=RESULTS)
+    parser.add_argument("--only", choices=PARTS, help="measure one part again, keep the others")
+    parser.add_argument("--rows", action="store_true", help="instead the rows of Tables 4 and 5, on one core")
     args = parser.parse_args(arguments)
     try:
         train.checked_device(args.device)
     except ValueError as error:
         parser.error(str(error))
-    print(run(args.device, args.seconds, args.workers, args.results_root))
+    if args.rows:
+        print(run_rows(args.results_root))
+        return
+    print(run(args.device, args.seconds, args.workers, args.results_root, args.only))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from the first block to the last for Swin, none for the others; CrossViT has dro
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from einops.layers.torch import Rearrange
@@ -48,6 +50,9 @@ class DropPath(nn.Module):
         if self.num_draws:
             for name, rate in rates.items():
                 model.get_submodule(name).register_forward_hook(_Dropped(self._draws, rate))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(_in_the_weight_s_precision)
 
     def forward(self, image_BCHW: Tensor, uniform_BR: Tensor | None = None) -> Tensor:
         """Logits, (B, classes), of normalised images.
@@ -64,6 +69,11 @@ class DropPath(nn.Module):
             return self.model(image_BCHW)
         finally:
             self._draws.left = []
+
+
+def _in_the_weight_s_precision(conv: nn.Conv2d, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Under `torch.vmap` autocast passes convolutions by, and they would meet a bf16 image with fp32 weights."""
+    return (args[0].to(conv.weight.dtype), *args[1:])
 
 
 class _Draws:
@@ -101,10 +111,15 @@ class _Position(nn.Module):
         return x_BHWD + self.embedding
 
 
-def _swin(size: int, classes: int, *, dim: int, depths: tuple, heads: tuple) -> nn.Module:
-    from timm.models.swin_transformer import SwinTransformer
+def _timm() -> ModuleType:
+    with warnings.catch_warnings():  # of a progress bar for downloads, in a notebook without widgets
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import timm
+    return timm
 
-    model = SwinTransformer(
+
+def _swin(size: int, classes: int, *, dim: int, depths: tuple, heads: tuple) -> nn.Module:
+    model = _timm().models.swin_transformer.SwinTransformer(
         img_size=size, patch_size=size // 16, num_classes=classes, embed_dim=dim, depths=depths, num_heads=heads,
         window_size=4, mlp_ratio=2.0, drop_path_rate=0.0,
     )  # fmt: skip
@@ -131,9 +146,7 @@ def _mobilevit(size: int, classes: int, *, dims: tuple, channels: tuple) -> nn.M
 
 
 def _mobilevitv2(size: int, classes: int, *, width: str) -> nn.Module:
-    import timm
-
-    return timm.create_model(f"mobilevitv2_{width}", num_classes=classes)
+    return _timm().create_model(f"mobilevitv2_{width}", num_classes=classes)
 
 
 def _t2t(size: int, classes: int, **settings: int | tuple) -> nn.Module:

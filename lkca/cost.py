@@ -82,7 +82,9 @@ def seconds_an_image(machine: Mapping) -> tuple[dict[str, float], Callable[[str]
     return measured, line, parts.pop("evaluation") / sum(parts.values())
 
 
-def classification(table: int, protocol: str, ledger: Sequence[Run], machine: Mapping, alike: Callable[[str], bool]) -> Sum:
+def classification(
+    table: int, protocol: str, ledger: Sequence[Run], machine: Mapping, alike: Callable[[str], bool]
+) -> Sum:
     """Device seconds of one seed of every cell of a table, on a measured machine and those ``alike``.
 
     A processor's seconds are times its threads.
@@ -109,7 +111,9 @@ def _seconds(run: Run) -> float:
 
 def scenes_(table: int, protocol: str, ledger: Sequence[Run], alike: Callable[[str], bool]) -> Sum:
     """Device seconds of one seed of every row of Table 6 or 7 that has records; nothing else was measured for them."""
-    rows, datasets = (segmentation.TINY, ("camvid",)) if protocol == "reduced" else (segmentation.TABLES[table], ("ade20k",))
+    rows, datasets = (
+        (segmentation.TINY, ("camvid",)) if protocol == "reduced" else (segmentation.TABLES[table], ("ade20k",))
+    )
     p, total = segment.PROTOCOLS[protocol], Sum()
     for dataset in datasets:
         for row in rows:
@@ -198,7 +202,8 @@ def disk() -> pd.DataFrame:
         lines.append(
             {
                 "data set": name,
-                "for": ", ".join(used) or ("Tables 6 and 7" if name == "ade20k" else "the small rows of Tables 6 and 7"),
+                "for": ", ".join(used)
+                or ("Tables 6 and 7" if name == "ade20k" else "the small rows of Tables 6 and 7"),
                 "images": f"{(s := data.spec(name) if name in data.DATASETS else scenes.spec(name)).train + s.test:,}",
                 "download": size(download),
                 "files, unpacked": size(files),

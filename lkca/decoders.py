@@ -4,6 +4,7 @@ As in MMSegmentation, which the paper used. UPerNet's pyramid comes from segment
 torchvision; the neck and FPN's head are here, because no kept library has them.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -44,8 +45,9 @@ class UPerNet(nn.Module):
     """
 
     def __init__(self, maps: list[int], channels: int, *, norms: bool):
-        # here, so that a machine that trains other rows need not have it
-        from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+        with warnings.catch_warnings():  # as for timm in `lkca.segmentation`
+            warnings.simplefilter("ignore")
+            from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 
         super().__init__()
         self.decoder = UPerNetDecoder([3, 0, *maps], encoder_depth=5, decoder_channels=channels)

@@ -63,8 +63,9 @@ def plan(
         dataset: None for all of the table's own.
         protocol: "released", "paper", "sketch", "smoke", or "auto": `released` where there is a CUDA device and the
             data is present or can be downloaded, else `smoke`. `smoke` trains the rows on scikit-learn's digits, and
-            its records go to ``results_root/scratch``, which all tables share. Tables 6 and 7: "table6" or "table7" in
-            place of `released`, "reduced", "smoke" (on scenes of those digits; all rows are then the two small ones).
+            its records go to ``results_root/scratch``, which all tables share; some tables then have fewer rows, see
+            `zoo.Table`. Tables 6 and 7: "table6" or "table7" in place of `released`, "reduced", "smoke" (on scenes of
+            those digits).
         rows: "all" of the paper's, or names of the table's rows, ours among them. A row with two names is one row.
         seeds: one run of each row a seed.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
@@ -118,7 +119,7 @@ def plan(
             protocol, reason = full, f"there is a CUDA device and {', '.join(datasets)}"
     if protocol == "smoke":
         datasets, results = (spec.smoke,), results / "scratch"
-        names = tuple(segmentation.TINY) if origin is scenes and rows == "all" else names
+        names = tuple(map(zoo.canonical, spec.smoke_rows)) if spec.smoke_rows and rows == "all" else names
     job = Job(datasets, protocols[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
     missing = sum(not path.exists() for *_, path in job.runs)
     if missing:

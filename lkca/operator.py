@@ -74,9 +74,9 @@ _FORMS = dict(zip(FORMS, (_matrix, _conv, _fft), strict=True))
 def fastest_form(grid: tuple[int, int]) -> str:
     """The form ``auto`` takes: ``matrix`` below 1024 tokens, ``fft`` from there on.
 
-    Measured forward plus backward at 192 channels, fp32, two CPU threads, torch 2.15 (ms; matrix / fft / conv):
-    8 x 8 with 128 images 17 / 96 / 496; 16 x 16 with 8 images 4.5 / 13 / 201; 24 x 24 with 4 images 9.7 / 18;
-    28 x 28 with 4 images 17 / 23; 32 x 32 with 2 images 18 / 14. Not measured on CUDA: the same rule is used there.
+    Measured forward plus backward at 192 channels, fp32, about 8192 tokens, two CPU threads, torch 2.15 (ms; matrix /
+    fft / conv): 8 x 8 9 / 60 / 392; 16 x 16 20 / 58 / 728; 32 x 32 62 / 66 / 10,734; 48 x 48 120 / 55 / 27,516. At
+    32 x 32 the two are a tie, which another machine decided for fft. Not measured on CUDA: the same rule is used there.
     """
     return "matrix" if grid[0] * grid[1] < 1024 else "fft"
 

@@ -5,6 +5,7 @@ Each draws what `lkca.receptive_field` computes, and stands with its numbers (`l
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from lkca.records import RESULTS, Record
 from lkca.vit import ViT
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73")  # Okabe and Ito's vermillion, blue and green
+DASHES = ("-", "-", "--")  # where two curves are one, both show
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 TOKENS = {"centre": (4, 4), "edge": (0, 4), "corner": (0, 0)}  # on the 8 x 8 grid
 GRID = (zoo.GRID, zoo.GRID)
@@ -61,21 +63,38 @@ def images_for(record: Record, n: int, source: str = "photographs", data_root: P
     return (images / 255 - mean) / std
 
 
-def fields_figure(columns: Mapping[str, tuple[Models, str]], images: Tensor, *, log: bool) -> HTML:
-    """Effective receptive fields on one colour scale: a row a model; a column some models and which of TOKENS."""
-    names = list(next(iter(columns.values()))[0])
-    maps = {
-        (title, name): rf.shares(models[name], images, TOKENS[token]).mean(0)
-        for title, (models, token) in columns.items()
-        for name in names
+class Field(NamedTuple):
+    """One token's receptive field in one model: shares (B, X, Y), and where the token is centred, in pixels."""
+
+    shares_BXY: np.ndarray
+    at: tuple[float, float]
+
+
+Fields = Mapping[tuple[str, str, str], Field]  # by token, state of training, and row
+
+
+def fields(states: Mapping[str, Models], images: Tensor) -> Fields:
+    """The fields of TOKENS in models by their state of training and their row, after all blocks."""
+    return {
+        (where, state, name): Field(rf.shares(model, images, token), rf.centre(model, token))
+        for where, token in TOKENS.items()
+        for state, models in states.items()
+        for name, model in models.items()
     }
+
+
+def fields_figure(found: Fields, *, log: bool) -> HTML:
+    """Effective receptive fields on one colour scale: a row a model, a column one of TOKENS and a state of training."""
+    maps = {(f"{where}, {state}", name): f.shares_BXY.mean(0) for (where, state, name), f in found.items()}
+    titles, names = (list(dict.fromkeys(key[i] for key in maps)) for i in (0, 1))
+    images = len(next(iter(found.values())).shares_BXY)
     top = max(m.max() for m in maps.values())
     low = top * 1e-4
     with figures.style():
-        figure = Figure(figsize=(2.3 * len(columns) + 0.9, 2.2 * len(names)), layout="constrained")
-        axes = figure.subplots(len(names), len(columns), squeeze=False)
+        figure = Figure(figsize=(1.7 * len(titles) + 1.2, 1.7 * len(names) + 0.3), layout="compressed")
+        axes = figure.subplots(len(names), len(titles), squeeze=False)
         for (title, name), share in maps.items():
-            ax = axes[names.index(name), list(columns).index(title)]
+            ax = axes[names.index(name), titles.index(title)]
             shown = np.log10(np.maximum(share, low)) if log else share
             limits = (np.log10(low), np.log10(top)) if log else (0, top)
             image = ax.imshow(shown, cmap="viridis", vmin=limits[0], vmax=limits[1])
@@ -83,13 +102,14 @@ def fields_figure(columns: Mapping[str, tuple[Models, str]], images: Tensor, *, 
             ax.set_yticks([])
             if name == names[0]:
                 ax.set_title(title, fontsize=10)
-            if title == next(iter(columns)):
+            if title == titles[0]:
                 ax.set_ylabel(name, fontsize=10)
         label = "share of the gradient a pixel" + (", powers of ten" if log else "")
         figure.colorbar(image, ax=axes, shrink=0.6, label=label)
         caption = (
-            f"Effective receptive fields, mean over {len(images)} images, {'logarithmic' if log else 'linear'} scale, "
-            f"the same for all panels. Rows: {', '.join(names)}. Columns: {', '.join(columns)}."
+            f"Effective receptive fields, mean over {images} images, {'logarithmic' if log else 'linear'} scale, "
+            f"the same for all panels{', its lowest colour for all that is less' if log else ''}. "
+            f"Rows: {', '.join(names)}. Columns: {'; '.join(titles)}."
         )
         reached = {
             f"{name}, {title}": {
@@ -105,43 +125,43 @@ def _percents(thresholds: Sequence[float], ratios: np.ndarray) -> dict[str, str]
     return {f"{100 * t:.0f} %": f"{100 * r:.1f}" for t, r in zip(thresholds, ratios, strict=True)}
 
 
-def reach_table(columns: Mapping[str, Models], images: Tensor) -> pd.DataFrame:
-    """r(t) in percent at 20, 30, 50 and 99 %, mean over images, for centre, edge and corner tokens (strings)."""
-    lines = {}
-    for state, models in columns.items():
-        for name, model in models.items():
-            for where, token in TOKENS.items():
-                found = rf.curve(rf.shares(model, images, token), rf.centre(model, token), THRESHOLDS).mean(0)
-                lines[name, state, where] = {
-                    f"{t:.0%}": f"{100 * r:.1f}" for t, r in zip(THRESHOLDS, found, strict=True)
-                }
-    return pd.DataFrame.from_dict(lines, orient="index")
+def reach_table(found: Fields) -> pd.DataFrame:
+    """r(t) in percent at THRESHOLDS, mean over images, for centre, edge and corner tokens (strings)."""
+    lines = {
+        (name, where, state): _percents(THRESHOLDS, rf.curve(*field, THRESHOLDS).mean(0))
+        for (where, state, name), field in found.items()
+    }
+    order = list(dict.fromkeys(name for _, _, name in found))
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    return frame.loc[sorted(lines, key=lambda line: order.index(line[0]))]
 
 
-def curve_figure(columns: Mapping[str, Models], images: Tensor, token: tuple[int, int] = (4, 4)) -> HTML:
-    """r(t), a curve a model and state: mean over images, with a band from the 10th to the 90th percentile."""
-    thresholds = np.linspace(0.05, 1, 20)
-    lines = {}
+def curve_figure(found: Fields, token: str = "centre") -> HTML:
+    """r(t) of one of TOKENS, a curve a model and a panel a state: mean over images, with the middle 80 % of them."""
+    thresholds = np.union1d(np.arange(5, 101, 5), 100 * np.array(THRESHOLDS)).round() / 100
+    states, names = (list(dict.fromkeys(key[i] for key in found)) for i in (1, 2))
+    images, lines = len(next(iter(found.values())).shares_BXY), {}
     with figures.style():
-        figure = Figure(figsize=(3.6 * len(columns), 3.4), layout="constrained")
-        axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
-        for ax, (state, models) in zip(axes, columns.items(), strict=True):
-            for (name, model), colour in zip(models.items(), COLOURS, strict=False):
-                r = 100 * rf.curve(rf.shares(model, images, token), rf.centre(model, token), thresholds)
+        figure = Figure(figsize=(3.6 * len(states), 3.4), layout="constrained")
+        axes = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
+        for ax, state in zip(axes, states, strict=True):
+            for name, colour, dash in zip(names, COLOURS, DASHES, strict=False):
+                r = 100 * rf.curve(*found[token, state, name], thresholds)
                 low, high = np.percentile(r, (10, 90), axis=0)
-                ax.plot(100 * thresholds, r.mean(0), color=colour, lw=1.8, label=name)
+                ax.plot(100 * thresholds, r.mean(0), color=colour, lw=1.8, ls=dash, label=name)
                 ax.fill_between(100 * thresholds, low, high, color=colour, alpha=0.15, lw=0)
-                lines[f"{name}, {state}"] = {
-                    f"{100 * t:.0f} %": f"{m:.1f}" for t, m in zip(thresholds, r.mean(0), strict=True)
-                }
+                marked = np.isin(thresholds, THRESHOLDS)
+                ax.plot(100 * thresholds[marked], r.mean(0)[marked], "o", color=colour, ms=4)
+                lines[f"{name}, {state}"] = _percents(thresholds, r.mean(0) / 100)
             ax.set_title(state, loc="left", fontsize=11)
             ax.set_xlabel("share of the gradient held, %")
             ax.grid(alpha=0.15, color=figures.INK)
         axes[0].set_ylabel("area of the square, % of the image")
         axes[0].legend(fontsize=9)
         caption = (
-            f"How large a square around the centre token must be to hold a share of its gradient, r(t). Mean over "
-            f"{len(images)} images; the band is the middle 80 % of them. {'; '.join(columns)}."
+            f"How large a square around the {token} token must be to hold a share of its gradient, r(t). From left to "
+            f"right: {', '.join(states)}. Mean over {images} images; the band is the middle 80 % of them, the dots are "
+            f"the shares {', '.join(_percents(THRESHOLDS, THRESHOLDS))}."
         )
         return figures.show(figure, caption, pd.DataFrame(lines).T)
 
@@ -198,6 +218,7 @@ def kernels_figure(model: ViT) -> HTML:
     """The learned kernel of every layer on one scale, with its statistics as data."""
     kernels = kernels_of(model)
     half = -(-len(kernels) // 2)
+    flat = rf.kernel_statistics(torch.ones_like(kernels[0]))["radius"]
     statistics = {
         f"layer {i}": {name: f"{value:+.2f}" if name in ("down", "right") else f"{value:.2f}"
                        for name, value in rf.kernel_statistics(k).items()}
@@ -209,7 +230,8 @@ def kernels_figure(model: ViT) -> HTML:
         caption = (
             "The learned kernel of every LKCA layer. The middle of a panel is the token itself, a point above it a "
             "token that lies above. Purple is positive, orange negative, on one scale. The data: centre of mass and "
-            "radius in tokens, the share of the energy that a rotation by 180 degrees keeps, and the norm."
+            f"radius in tokens (a flat kernel's radius is {flat:.2f}), the share of the energy that a rotation by 180 "
+            "degrees keeps (0.50 for noise), and the norm."
         )
         return figures.show(figure, caption, pd.DataFrame.from_dict(statistics, orient="index"))
 

@@ -3,6 +3,7 @@
 Frames are of strings, ready for the page; how a verdict is reached stands in `lkca.tables`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -91,8 +92,12 @@ def related(ledger: Sequence[Record]) -> pd.DataFrame:
 
 
 def support(table: int) -> pd.DataFrame:
-    """What each row is built from, its stochastic depth as released, and how the engine can train it."""
-    lines = {}
+    """What each row is built from, its stochastic depth as released, and how the engine can train it, how fast.
+
+    Rates are images a second of one core's processor time, at 64 px and 200 classes (`lkca.benchmark.core_rates`).
+    """
+    files = sorted((records.RESULTS / "speed" / "rows").glob("*.json"))
+    machines, lines = [json.loads(file.read_text(encoding="utf-8")) for file in files], {}
     for row in (*zoo.TABLES[table].rows, *zoo.TABLES[table].extra):
         r = zoo.row(row)
         if isinstance(r, Comparator):
@@ -110,4 +115,7 @@ def support(table: int) -> pd.DataFrame:
             "seeds in one step": "yes" if stacked else "no",
             "CUDA graph": captured,
         }
+        for m in machines:
+            rate = m["rates"].get(zoo.canonical(row))
+            lines[row][f"images/s, {m['device']}"] = f"{rate:.0f}" if rate else "not measured"
     return pd.DataFrame.from_dict(lines, orient="index")

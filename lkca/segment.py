@@ -64,13 +64,15 @@ class SegmentationProtocol(Settings):
 
 
 ORIGIN = {
-    "iterations": "stated: Tables 6 and 7; that they are one run and not one run each is assumed",
-    "weight_decay": "assumed; MMSegmentation spares norms and position embeddings, here all parameters decay",
+    "iterations": "stated: in Tables 6 and 7; that they are one run, and not one run each, is assumed",
+    "weight_decay": "assumed: MMSegmentation spares norms and position embeddings, here all parameters decay",
+    "train_images": "stated: the data set, without leaving any out",
+    "test_images": "stated: the data set, without leaving any out",
 } | dict.fromkeys(
     ("batch_size", "lr", "warmup", "power", "betas", "auxiliary", "crop", "short_side", "scale", "cat_max_ratio",
      "tries", "flip", "distort", "stride", "precision"),
     "assumed: MMSegmentation's usual value",
-) | dict.fromkeys(("train_images", "test_images"), "all, as stated")  # fmt: skip
+)  # fmt: skip
 
 PROTOCOLS = {
     p.name: p

@@ -44,7 +44,9 @@ def curves(table: int, ledger: Sequence[SegmentationRecord]) -> HTML:
                 mean = pd.DataFrame([(p.iteration, getattr(p, ours)) for p in points], columns=["at", "value"])
                 mean = mean.groupby("at").value.mean()
                 ax.plot(mean.index, mean, color=colour, marker=marker, mfc=fill, lw=2.2)
+            ax.set_xscale("log", base=2)
             ax.set_xticks(sorted(set(paper.iterations)), [f"{n:,}" for n in sorted(set(paper.iterations))])
+            ax.minorticks_off()
             ax.set_xlabel("iterations")
             ax.set_ylabel(label)
             ax.grid(axis="y", alpha=0.15, color=INK)
@@ -58,6 +60,11 @@ def curves(table: int, ledger: Sequence[SegmentationRecord]) -> HTML:
             f"{'has' if run == 1 else 'have'} been run here in full."
         )
         return show(figure, caption)
+
+
+def listed(sentences: Sequence[str]) -> HTML:
+    """Sentences as a list."""
+    return HTML(f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>")
 
 
 def own_curves(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str = "reduced") -> HTML:

@@ -8,7 +8,6 @@ on the test set after the fact, so it is at least the mean over all, and much mo
 stands beside the mean over all here.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,11 +23,15 @@ from lkca.tables import NOT_RUN
 DATASET = "ade20k"
 SETTING = {"crop": 512, "num_classes": 150}  # what the columns were counted at
 MEASURES = {"aacc": "aAcc", "miou": "mIoU", "miou10": "mIoU, 10 best"}
-SELECTION = (
-    "mIoU is the mean over all classes that occur. mIoU, 10 best, is the paper's: the mean over the ten classes with "
-    "the highest IoU, chosen on the test set after training. With 150 classes it leaves out the 140 that a model does "
-    "worst."
-)
+
+
+def selection(num_classes: int) -> str:
+    """What the two mIoU columns are, and what the paper's selection leaves out of so many classes."""
+    return (
+        "mIoU is the mean over all classes that occur. mIoU, 10 best, is the paper's: the mean over the ten with "
+        f"the highest IoU, chosen on the test set after training. Of {num_classes} classes it leaves out the "
+        f"{num_classes - 10} that a model does worst."
+    )
 
 
 def published(table: int) -> pd.DataFrame:
@@ -61,18 +64,27 @@ def sizes(table: int) -> pd.DataFrame:
     lines = {}
     for row, paper in published(table).groupby("row", sort=False).first().iterrows():
         counted = segmentation.count(row, **SETTING)
-        r, printed = segmentation.row(row), (paper.params, paper.flops)
+        printed = (paper.params, paper.flops)
         lines[row] = {
             ("paper", "params"): printed[0],
             ("paper", "FLOPs"): printed[1],
             ("counted here", "params"): counted.printed[0],
             ("counted here", "FLOPs"): counted.printed[1],
             ("", "printed and counted"): match(printed, counted),
-            ("", "what the sizes tell"): r.deviation or r.finding or "",
         }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame
+
+
+def findings(table: int) -> list[str]:
+    """What the printed sizes tell of the rows beyond the text, a sentence or two each."""
+    told: dict[str, list[str]] = {}
+    for row in segmentation.TABLES[table]:
+        r = segmentation.row(row)
+        for text in r.findings:
+            told.setdefault(text, []).append(row)
+    return [f"{', '.join(rows)}: {text}" for text, rows in told.items()]
 
 
 def patch_sizes() -> pd.DataFrame:
@@ -164,12 +176,26 @@ def inconsistencies(table: int) -> list[str]:
 
 
 def settings(*names: str) -> pd.DataFrame:
-    """Every field of the protocols, with its origin (strings)."""
-    protocols = [segment.PROTOCOLS[name] for name in names]
-    fields = [f.name for f in dataclasses.fields(segment.SegmentationProtocol) if f.name not in ("name", "cost")]
-    return pd.DataFrame(
-        [{"setting": f, **{p.name: str(getattr(p, f)) for p in protocols}, "origin": segment.ORIGIN[f]} for f in fields]
-    )
+    """Every field of the protocols, and whether the tables' value is stated or assumed (strings)."""
+    lines = []
+    for f in segment.ORIGIN:
+        values = {name: _shown(getattr(segment.PROTOCOLS[name], f)) for name in names}
+        lines.append({"setting": f, **values, "": segment.ORIGIN[f].split(":")[0]})
+    return pd.DataFrame(lines)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value))
+    return "all" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def origins() -> list[str]:
+    """What "stated" and "assumed" mean for each setting, the same text once."""
+    told: dict[str, list[str]] = {}
+    for name, text in segment.ORIGIN.items():
+        told.setdefault(text, []).append(name)
+    return [f"{', '.join(names)}: {text}." for text, names in told.items()]
 
 
 def constant(r: SegmentationRecord) -> dict[str, float]:
@@ -205,7 +231,8 @@ def difference(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str
     seeds, line = sorted(vit.keys() & lkca.keys()), {"LKCA − ViT": " − ".join(reversed(segmentation.TINY))}
     for key, name in MEASURES.items():
         deltas = [getattr(lkca[s], key) - getattr(vit[s], key) for s in seeds]
-        spread = f" (from {min(deltas):+.2f} to {max(deltas):+.2f}, {len(deltas)} seeds)" if deltas else ""
+        seeded = f"{len(deltas)} seed{'s' * (len(deltas) != 1)}"
+        spread = f" (from {min(deltas):+.2f} to {max(deltas):+.2f}, {seeded})" if deltas else ""
         both = [runs[s] for runs in (vit, lkca) for s in seeds]
         line[name] = Number(f"{np.mean(deltas):+.2f}{spread}", both) if deltas else NOT_RUN
     return pd.DataFrame([line], dtype=object)

@@ -3,10 +3,8 @@
 A table shows what the ledger holds and says "not run" for the rest. Only the protocols `released` and `paper` stand
 beside the paper's numbers; `sketch` has columns of its own, and `smoke` none.
 
-The rule. For each pair (a ViT, the ViT-LKCA of its size) the difference LKCA - ViT of last-epoch top-1 is taken seed by
-seed. Its interval is the wider, at either end, of two 95 % intervals: the percentile bootstrap of the mean over seeds,
-and the normal interval from the binomial error of two accuracies on one test set, which more seeds do not shrink. The
-paper's claim "LKCA is better" then *holds* if the interval lies above 0, *does not hold* if it lies below 0, and is
+For each pair (a ViT, the ViT-LKCA of its size) the difference LKCA - ViT stands with the interval of `lkca.intervals`.
+The paper's claim "LKCA is better" *holds* if the interval lies above 0, *does not hold* if it lies below 0, and is
 *undecided* if it contains 0. A pair without a seed in common is *not run*.
 
 For a group of Tables 4 and 5 the claim is "LKCA is the best of its group". It *holds* if LKCA is better than each of
@@ -15,12 +13,12 @@ run* as long as a rival that could decide it has not been run.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from lkca import complexity, records, zoo
+from lkca.intervals import Difference, binomial_error, paired
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import Number
 from lkca.records import Record
@@ -29,22 +27,6 @@ FULL = ("released", "paper")  # protocols that may speak about the paper's numbe
 SHOWN = (*FULL, "sketch")
 NOT_RUN = "not run"
 VERDICTS = ("holds", "does not hold", "undecided", NOT_RUN)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference in points of top-1: mean over ``n`` paired seeds, and the interval of the rule above."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    runs: tuple[Record, ...] = field(default=(), compare=False, repr=False)  # both rows', of those seeds
-
-    @property
-    def sign(self) -> int:
-        """1 if the interval lies above 0, -1 if below, 0 if it contains 0."""
-        return (self.low > 0) - (self.high < 0)
 
 
 def published(table: int, dataset: str | None = None) -> pd.DataFrame:
@@ -73,28 +55,6 @@ def select(
     spec = zoo.TABLES[table]
     rows = [row] if row else spec.rows
     return [r for name in rows for r in of_cell(ledger, dataset or spec.dataset, protocol, name)]
-
-
-def binomial_error(top1: float, images: int) -> float:
-    """Standard error in points of an accuracy in percent, measured on that many test images."""
-    return float(np.sqrt(top1 * (100 - top1) / images))
-
-
-def paired(before: Sequence[Record], after: Sequence[Record]) -> Difference | None:
-    """After - before over the seeds that both have, by the rule above; None without any."""
-    a, b = ({r.seed: r for r in runs} for runs in (before, after))
-    seeds = sorted(a.keys() & b.keys())
-    if not seeds:
-        return None
-    deltas = np.array([b[s].top1 - a[s].top1 for s in seeds])
-    draws = np.random.default_rng(0).integers(len(deltas), size=(10_000, len(deltas)))
-    low, high = np.percentile(deltas[draws].mean(axis=1), (2.5, 97.5))
-    mean = float(deltas.mean())
-    half = 1.96 * np.hypot(
-        *(binomial_error(float(np.mean([x[s].top1 for s in seeds])), x[seeds[0]].num_test) for x in (a, b))
-    )
-    low, high = float(min(low, mean - half)), float(max(high, mean + half))
-    return Difference(mean, low, high, len(seeds), tuple(x[s] for x in (a, b) for s in seeds))
 
 
 def difference(table: int, ledger: Sequence[Record], protocol: str, vit: str, lkca: str) -> Difference | None:
@@ -357,14 +317,16 @@ def claims(ledger: Sequence[Record]) -> pd.DataFrame:
     frame = pd.read_csv(records.RESULTS / "paper" / "claims.csv", dtype=str, keep_default_na=False)
     for i, basis in frame.basis.items():
         if basis.startswith("table "):
-            frame.loc[i, "verdict"] = _table_verdict(int(basis.removeprefix("table ")), ledger)
+            numbers, _, only = basis.removeprefix("table ").partition(" on ")
+            tables = [int(number) for number in numbers.split(", ")]
+            frame.loc[i, "verdict"] = _verdict_of_tables(tables, ledger, only.split(" and ") if only else ())
     return frame
 
 
-def _table_verdict(table: int, ledger: Sequence[Record]) -> str:
-    """A table's verdict over its comparisons in words; "not run" without any."""
-    spec = zoo.TABLES.get(table)
-    found = [word for dataset in (spec.datasets if spec else ()) for word in verdicts(table, ledger, dataset)]
+def _verdict_of_tables(numbers: Sequence[int], ledger: Sequence[Record], only: Sequence[str] = ()) -> str:
+    """The verdict over all comparisons of some tables, on some or all data sets, in words; "not run" without any."""
+    specs = {table: zoo.TABLES[table] for table in numbers if table in zoo.TABLES}
+    found = [w for t, spec in specs.items() for d in only or spec.datasets for w in verdicts(t, ledger, d)]
     counted = {word: found.count(word) for word in VERDICTS if word in found}
     if set(counted) <= {NOT_RUN}:
         return NOT_RUN

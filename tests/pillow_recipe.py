@@ -33,7 +33,7 @@ _LEVELS = {
     "Equalize": np.zeros(10),
     "Invert": np.zeros(10),
 }
-_SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Color", "Contrast", "Sharpness", "Brightness"}
+SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Color", "Contrast", "Sharpness", "Brightness"}
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 _OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "ShearX": lambda image, m: _affine(image, (1, m, 0, 0, 1, 0), _BICUBIC),
@@ -61,7 +61,7 @@ def operate(image: Image.Image, name: str, level: int | None, sign: int = 1) -> 
 def _auto_augment(image: Image.Image, policy: list, rng: np.random.Generator) -> Image.Image:
     for name, probability, level in policy[rng.integers(len(policy))]:
         if rng.random() < probability:
-            image = operate(image, name, level, rng.choice((-1, 1)) if name in _SIGNED else 1)
+            image = operate(image, name, level, rng.choice((-1, 1)) if name in SIGNED else 1)
     return image
 
 

@@ -45,6 +45,7 @@ def test_every_operation_of_the_policies_exists():
         sub_policies = AutoAugment(policy).policies
         assert len(sub_policies) == 25
         assert {name for pair in sub_policies for name, *_ in pair} <= set(augment.OPERATIONS)
+    assert {name for name, op in augment.OPERATIONS.items() if op.signed} == pillow_recipe.SIGNED
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (64, 64), (12, 20)])
@@ -97,7 +98,7 @@ def test_the_two_operations_of_an_image_come_from_one_sub_policy():
 @pytest.mark.parametrize("policy", sorted(set(augment.POLICIES.values()), key=str))
 def test_the_whole_gives_the_same_distribution_as_the_pillow_pipeline(policy):
     """Kolmogorov-Smirnov on what 4,000 photographs' squares look like afterwards; the two draw differently."""
-    images = photographs(32, 8)[:4000]
+    images = photographs(32, 11)[:4000]
     ours = augment.augment(tensor(images), augment.draw(rng(), len(images), **RECIPE, policy=policy), crop_padding=4)
     ours = ours.permute(0, 2, 3, 1).numpy().astype(float)
     theirs = pillow_recipe.augment(images, rng(1), **RECIPE, policy=policy).astype(float)

@@ -209,3 +209,8 @@ def test_a_row_with_dropout_trains_alone_and_the_same_again(digits):
         trained("CrossViT-T", [0, 1], digits[32])
     first, again = (trained("CrossViT-T", [1], digits[32])[0][0] for _ in range(2))
     assert all(torch.equal(again[name], w) for name, w in first.items())
+
+
+@pytest.mark.parametrize("row", ["Twins_SVT-S", "CvT-B", "XCiT-T", "MobileViTv2-T", "RegionViT-T"])
+def test_convolutions_train_under_autocast(row, digits):
+    trained(row, [1], digits[zoo.step(row)], "bf16")

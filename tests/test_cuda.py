@@ -1,12 +1,13 @@
 """What only a GPU can show: captured steps equal eager ones, draws are the CPU's, nothing waits inside an epoch."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from lkca import augment, classification, data, train, zoo
+from lkca import augment, classification, comparators, data, train, zoo
 from lkca.protocols import Protocol
 from lkca.stack import PRECISIONS, Stack
 
@@ -93,3 +94,14 @@ def test_a_run_resumes_in_time_boxes(digits, tmp_path):
             break
     assert [r.seed for r in found] == [0, 1] and {r.precision for r in found} == {"bf16"}
     assert all(math.isfinite(e.train_loss) for r in found for e in r.curve)
+
+
+@pytest.mark.parametrize("row", {r.family: name for name, r in reversed(comparators.ROWS.items())}.values())
+def test_a_comparator_trains_as_the_engine_chooses(row, tmp_path):
+    """Two seeds: stacked and captured, unless its family says that it cannot be."""
+    pytest.importorskip("vit_pytorch")
+    p = dataclasses.replace(P, epochs=2, train_images=64, warmup_epochs=1)
+    ds = data.load(f"digits-{zoo.step(row)}")
+    found = train.fit(row, ds, p, (0, 1), device="cuda", results_root=tmp_path, progress=None)
+    family = comparators.FAMILIES[zoo.row(row).family]
+    assert {r.stacked for r in found} == ({2} if family.stackable else {1})

@@ -78,6 +78,25 @@ def test_area_ratio_grows_with_the_share(images):
     assert r.shape == (3, 20) and (np.diff(r) >= 0).all() and (r > 0).all() and (r <= 1).all()
 
 
+def test_the_chapter_s_figures_show_what_was_measured(images):
+    """Two models, one of which is known to see its own patch alone: table, curve and both scales say so."""
+    states = {"untrained": {"blind": model(kernel_init="zeros"), "3x3": model(kernel_size=3)}}
+    found = rff.fields(states, images)
+    assert list(found) == [(w, "untrained", n) for w in ("centre", "edge", "corner") for n in ("blind", "3x3")]
+    table = rff.reach_table(found).astype(float)
+    assert table.loc[("blind", "corner", "untrained"), "99 %"] == pytest.approx(100 * 16 / 1024, abs=0.05)
+    expected = 100 * rf.curve(rf.shares(states["untrained"]["3x3"], images, (0, 4)), (2.0, 18.0), [0.5]).mean()
+    assert table.loc[("3x3", "edge", "untrained"), "50 %"] == pytest.approx(expected, abs=0.05)
+    curve = rff.curve_figure(found).data
+    assert f"<td>{table.loc[('3x3', 'centre', 'untrained'), '99 %']:.1f}</td>" in curve
+    assert "20 %, 30 %, 50 %, 99 %" in curve and "3 images" in curve
+    for log in (False, True):
+        page = rff.fields_figure(found, log=log).data
+        assert "corner, untrained" in page and ("logarithmic" in page) == log
+        largest = found["edge", "untrained", "blind"].shares_BXY.mean(0).max()
+        assert f"<td>{largest:.4f}</td>" in page
+
+
 def test_kernel_statistics_are_golden():
     k = torch.zeros(5, 7)
     k[0, 6] = -2.0  # two up, three right of the middle

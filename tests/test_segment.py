@@ -36,7 +36,9 @@ QUICK = dataclasses.replace(
 def test_every_setting_says_whether_it_is_stated():
     fields = {f.name for f in dataclasses.fields(SegmentationProtocol)} - {"name", "cost"}
     assert set(segment.ORIGIN) == fields
-    assert [name for name, origin in segment.ORIGIN.items() if origin.startswith("stated")] == ["iterations"]
+    assert {origin.split(":")[0] for origin in segment.ORIGIN.values()} == {"stated", "assumed"}
+    stated = {name for name, origin in segment.ORIGIN.items() if origin.startswith("stated")}
+    assert stated == {"iterations", "train_images", "test_images"}
 
 
 def test_the_tables_protocols_are_one_run_each_at_the_papers_counts():

@@ -45,10 +45,10 @@ def test_fpn_rows_have_the_printed_sizes_cut_off(name):
 
 def test_the_one_row_without_a_match_says_so():
     unmatched = "Twins_PCPVT-S/FPN"
-    assert [name for name, r in segmentation.ROWS.items() if r.deviation] == [unmatched]
+    assert [name for name, r in segmentation.ROWS.items() if not r.matched] == [unmatched]
     c = count(unmatched)
     assert c.printed == ("27.86M", "44.63G") and not set(c.printed) & set(PRINTED[unmatched])
-    assert all(number in segmentation.ROWS[unmatched].deviation for number in (c.printed[0], *PRINTED[unmatched]))
+    assert all(number in segmentation.ROWS[unmatched].findings[0] for number in (c.printed[0], *PRINTED[unmatched]))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lkca import data, records, train, zoo
+from lkca import classification, data, records, train, zoo
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
@@ -195,6 +195,25 @@ def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tmp_p
     again, record_again = ending(root)
     assert weights.keys() == again.keys() and all(torch.equal(weights[k], again[k]) for k in weights)
     assert record == record_again
+
+
+def test_what_dies_loses_no_more_than_its_last_interval(digits, tmp_path, monkeypatch):
+    """Dead after 5 steps of 12 with a checkpoint every 2, it goes on from step 4."""
+    taken, take = [], train.Stack.train
+
+    def step(stack, block, rates, noise):
+        taken.append(len(rates))
+        if len(taken) == 6:
+            raise KeyboardInterrupt
+        take(stack, block, rates, noise)
+
+    monkeypatch.setattr(classification, "BLOCK", 1)
+    monkeypatch.setattr(train.Stack, "train", step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(digits, tmp_path, checkpoint_every=2)
+    taken = [0] * 6
+    fit(digits, tmp_path, checkpoint_every=2)
+    assert len(taken) - 6 == 12 - 4
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,0 +1,94 @@
+"""The rule of the intervals on records whose answers are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lkca import intervals, records
+
+TEMPLATE = records.read()[0][0]
+
+
+def run(seed, right, **kw):
+    """A record of a run that got these test images right."""
+    right = np.asarray(right, bool)
+    top1 = float(100 * right.mean())
+    curve = [dataclasses.replace(point, top1=top1) for point in TEMPLATE.curve]
+    settings = {"seed": seed, "num_test": len(right), "correct": records.pack(right), "curve": curve, "top1": top1,
+                "top1_best": top1, "best_epoch": 1, "per_class_top1": [top1] * TEMPLATE.num_classes}  # fmt: skip
+    return dataclasses.replace(TEMPLATE, **settings | kw)
+
+
+def without_answers(runs):
+    return [dataclasses.replace(r, correct="") for r in runs]
+
+
+def runs(rng, seeds=5, images=600, gain=0.0, of_seed=0.0, difficulty=1.5):
+    """Two rows on images of varied difficulty; ``gain`` and its standard deviation over seeds in log-odds."""
+    hardness = difficulty * rng.standard_normal(images)
+    found = ([], [])
+    for seed in range(seeds):
+        for row, shift in zip(found, (0.0, gain + of_seed * rng.standard_normal()), strict=True):
+            row.append(run(seed, rng.random(images) < 1 / (1 + np.exp(hardness - shift))))
+    return found
+
+
+def test_what_both_rows_find_hard_cancels():
+    """All that one gets right the other does too, and two in a hundred more: no doubt, though n is small."""
+    rng = np.random.default_rng(0)
+    before = [run(s, rng.permutation(1000) < 600) for s in range(3)]
+    after = [run(r.seed, r.right | (np.cumsum(~r.right) <= 20)) for r in before]
+    d = intervals.paired(before, after)
+    assert d.mean == pytest.approx(2) and 0.5 < d.low < 2 < d.high < 3.5 and d.n == 3
+    unpaired = intervals.paired(without_answers(before), without_answers(after))
+    assert unpaired.mean == pytest.approx(2) and unpaired.low < 0 < unpaired.high
+    assert unpaired.high - unpaired.low > 2 * (d.high - d.low)
+
+
+def test_seeds_that_disagree_leave_it_open_however_many_images():
+    right = np.arange(20_000) % 2 == 0
+    more, fewer = right.copy(), right.copy()
+    more[1:2000:2], fewer[:1000:2] = True, False
+    d = intervals.paired([run(s, right) for s in range(3)], [run(0, more), run(1, fewer), run(2, right)])
+    assert d.mean == pytest.approx(100 * 500 / 20_000 / 3) and d.low < 0 < d.high
+
+
+def test_few_images_leave_it_open_however_many_seeds():
+    right, other = np.arange(30) < 15, np.arange(30) < 16
+    d = intervals.paired([run(s, right) for s in range(50)], [run(s, other) for s in range(50)])
+    assert d.low == pytest.approx(0) and d.high == pytest.approx(10)
+
+
+def test_the_interval_is_the_variance_of_both_crossed():
+    """Against the analytic variance: over seeds, over images, and what is left over both."""
+    before, after = runs(np.random.default_rng(3), seeds=8, images=400, gain=0.4, of_seed=0.3)
+    gains = 100 * np.stack([b.right.astype(int) - a.right for a, b in zip(before, after, strict=True)])
+    s, n = gains.shape
+    rows, columns = gains.mean(1).var() / s, gains.mean(0).var() / n
+    rest = (gains - gains.mean(1, keepdims=True) - gains.mean(0) + gains.mean()).var() / (s * n)
+    d = intervals.paired(before, after)
+    half = 1.96 * (rows + columns + rest) ** 0.5
+    assert (d.high - d.low) / 2 == pytest.approx(half, rel=0.05)
+    assert (d.high + d.low) / 2 == pytest.approx(d.mean, abs=0.1 * half)
+
+
+@pytest.mark.parametrize("of_seed", [0.0, 0.2])
+def test_nineteen_of_twenty_intervals_hold_the_truth(of_seed, monkeypatch):
+    """Rows that do not differ in truth; with eight seeds, of 100 intervals some 95 contain zero."""
+    monkeypatch.setattr(intervals, "DRAWS", 1000)
+    rng = np.random.default_rng(1)
+    found = [intervals.paired(*runs(rng, seeds=8, images=200, of_seed=of_seed)) for _ in range(100)]
+    assert 88 <= sum(d.sign == 0 for d in found) <= 100
+
+
+def test_one_seed_records_without_answers_and_other_data_fall_back():
+    before, after = runs(np.random.default_rng(0), gain=0.5)
+    plain = intervals.paired(without_answers(before), without_answers(after))
+    assert intervals.paired(before, without_answers(after)) == plain
+    assert intervals.paired(before, [dataclasses.replace(r, data_fingerprint="other") for r in after]) == plain
+    assert intervals.paired(before, after) != plain
+    one = intervals.paired(before[:1], after[:1])
+    half = 1.96 * np.hypot(*(intervals.binomial_error(r.top1, r.num_test) for r in (before[0], after[0])))
+    assert (one.low, one.high, one.n) == pytest.approx((one.mean - half, one.mean + half, 1))
+    assert intervals.paired(before[:2], after[2:]) is None

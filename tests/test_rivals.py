@@ -1,0 +1,99 @@
+"""Tables 4 and 5: the verdict of a group, the front, the counts and what other repositories report."""
+
+import pytest
+from test_tables import made
+
+from lkca import figures, rivals, tables, zoo
+
+RIVALS = {"T": ["ViT/1M", "Swin-T", "CaiT-T", "MobileViTv2-T"], "S": ["ViT", "Swin-S", "CaiT-S", "MobileViTv2-S"]}
+
+
+def ledger(lkca, *others, protocol="released", dataset="cifar100", group="T"):
+    rows = [*RIVALS[group][: len(others)], {"T": "ViT/1M-LKCA", "S": "ViT-LKCA"}[group]]
+    return [made(row, 0, top1, protocol, dataset) for row, top1 in zip(rows, (*others, lkca), strict=True)]
+
+
+@pytest.mark.parametrize(
+    "others, says",
+    [
+        ((60.0, 60.0, 61.0, 50.0), "holds"),
+        ((60.0, 60.0, 64.9, 50.0), "undecided"),  # CaiT-T is inside the binomial error
+        ((60.0, 60.0, 70.0, 50.0), "does not hold"),
+        ((60.0, 70.0), "does not hold"),  # one rival ahead is enough
+        ((60.0, 60.0), "not run"),  # the others might be ahead
+        ((), "not run"),
+    ],
+)
+def test_group_verdict(others, says):
+    found = ledger(65.0, *others)
+    assert tables.group_verdict(4, found, "T", "cifar100") == says
+    assert tables.group_verdict(4, found, "S", "cifar100") == "not run"
+    assert tables.group_verdict(4, found, "T", "cifar10") == "not run"
+    assert tables.verdicts(4, found, "cifar100") == [says, "not run"]
+
+
+def test_a_sketch_decides_no_group_and_released_speaks_before_paper():
+    sketch = ledger(65.0, 60.0, 60.0, 60.0, 60.0, protocol="sketch")
+    assert tables.group_verdict(4, sketch, "T", "cifar100") == "not run"
+    both = ledger(65.0, 60.0, 60.0, 60.0, 60.0) + ledger(50.0, 60.0, 60.0, 60.0, 60.0, protocol="paper")
+    assert tables.group_verdict(4, both, "T", "cifar100") == "holds"
+
+
+def test_the_best_rival_is_the_paper_s_and_ours():
+    frame = rivals.groups(4, ledger(65.0, 60.0, 61.0))
+    assert frame.loc["cifar100, T", "paper"] == "+2.54 against ViT-Lite"
+    assert "against Swin-T, the best of 2 run of 4" in frame.loc["cifar100, T", "ours, released"]
+    assert set(frame.index) == {f"{d}, {g}" for d in ("cifar10", "cifar100", "svhn") for g in "TS"}
+    assert len(rivals.groups(5, [])) == 3
+
+
+def test_every_group_ends_in_an_lkca_and_the_groups_are_the_table():
+    for t in (4, 5):
+        spec = zoo.TABLES[t]
+        assert sum(spec.groups.values(), ()) == spec.rows and len(set(spec.rows)) == len(spec.rows)
+        assert all(rows[-1].startswith("LKCA") for rows in spec.groups.values())
+
+
+def test_a_run_is_shared_by_all_names_of_its_row():
+    found = [made("ViT", 0, 60.0, dataset="tiny-imagenet")]
+    for table, row in ((3, "ViT"), (5, "ViT-Small")):
+        assert tables.compare(table, found).loc[row, ("ours, released", "last epoch")].startswith("60.00")
+        assert list(tables.table_runs(table, found).row) == ["ViT"]
+
+
+def test_the_front_is_what_no_row_beats():
+    cost, top1 = {"a": 1, "b": 2, "c": 3, "d": 2}, {"a": 50, "b": 40, "c": 60, "d": 55}
+    assert rivals.front(cost, top1) == ["a", "d", "c"]
+    assert rivals.front(cost, {"b": 40.0}) == ["b"]
+
+
+def test_counts_say_where_the_print_stands_and_what_it_leaves_out():
+    frame = rivals.counts(5)
+    assert (frame["counted again", "agrees"] == "yes").sum() == 24
+    assert (frame["counted again", "at"] == "32 px, 10 classes").sum() == 10
+    assert (frame["counted again", "at"] == "64 px, 10 classes").sum() == 2
+    true = frame["at 64 px, 200 classes"]
+    assert true.loc["CvT-B", "FLOPs"] == "102.56M" and frame.loc["CvT-B", ("printed", "FLOPs")] == "25.63M"
+    assert all(frame.loc[row, ("", "why not")] for row in frame.index[frame["counted again", "agrees"] == "no"])
+    assert (rivals.counts(4)["counted again", "agrees"] == "yes").sum() == 10
+
+
+def test_related_repositories_stand_beside_the_paper_and_ours():
+    frame = rivals.related([made("ViT", 0, 58.0, dataset="tiny-imagenet")]).set_index("reported by")["tiny-imagenet"]
+    assert frame["this paper"] == "55.74" and frame["ours, released"] == "58.00"
+    assert {"57.07", "59.89"} <= set(frame)
+
+
+@pytest.mark.parametrize("table", [4, 5])
+def test_support_knows_every_row(table):
+    frame = rivals.support(table)
+    assert list(frame.index) == [*zoo.TABLES[table].rows, *zoo.TABLES[table].extra]
+    if table == 5:
+        assert frame.loc["CrossViT-T"].tolist()[1:3] == ["none, but dropout 0.1", "no"]
+        assert frame.loc["RegionViT-T", "CUDA graph"] == "no"
+
+
+def test_the_figure_names_the_front_and_draws_ours():
+    page = figures.fronts(4, ledger(65.0, 60.0), "cifar100").data
+    assert "the paper&#x27;s, by parameters: CaiT-T, LKCA-T, LKCA-B;" in page
+    assert "ours, released, by MACs: LKCA-T" in page
