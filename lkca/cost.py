@@ -1,13 +1,17 @@
 """What it costs a reader to run each table: time on the devices measured, energy, processor hours, disk and download.
 
-A cell's time comes, in this order, from its records on that device, from the rate measured for its row (`lkca.speed`),
-or, for a row that was not measured, from its multiply-accumulates: a straight line through the rows that were. The
-table says how many cells each way. Evaluating an image takes the share of training one that was measured there.
+A cell's time comes, in this order, from its records on that device; from the rate measured for its row, whatever the
+data set (`lkca.benchmark`: most at 32 pixels, on a processor's core those of Tables 4 and 5 at 64); or, for a row that
+was not measured, from its multiply-accumulates: a straight line through the rows that were. The table says how many
+cells each way. Evaluating an image takes the share of training one that was measured on that device.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -16,7 +20,7 @@ from lkca import complexity, data, scenes, segment, segmentation, zoo
 from lkca.benchmark import SIZES
 from lkca.protocols import PROTOCOLS, Protocol
 from lkca.provenance import Number
-from lkca.records import Run
+from lkca.records import RESULTS, Run
 from lkca.speed import WANTED
 
 NOT_MEASURED = "not measured"
@@ -59,6 +63,14 @@ def threads(device: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def core_rates(results_root: Path = RESULTS) -> dict[str, float]:
+    """Training images a second of one core, by row, of the last machine by name that measured them."""
+    found: dict[str, float] = {}
+    for file in sorted((Path(results_root) / "speed" / "rows").glob("*.json")):
+        found |= json.loads(file.read_text(encoding="utf-8"))["rates"]
+    return found
+
+
 def images(p: Protocol, dataset: str) -> tuple[int, int]:
     """How many images a run trains on and how many it evaluates, repetitions counted."""
     s = data.spec(dataset)
@@ -83,15 +95,21 @@ def seconds_an_image(machine: Mapping) -> tuple[dict[str, float], Callable[[str]
 
 
 def classification(
-    table: int, protocol: str, ledger: Sequence[Run], machine: Mapping, alike: Callable[[str], bool]
+    table: int,
+    protocol: str,
+    ledger: Sequence[Run],
+    machine: Mapping,
+    alike: Callable[[str], bool],
+    core: Mapping[str, float] = MappingProxyType({}),
 ) -> Sum:
     """Device seconds of one seed of every cell of a table, on a measured machine and those ``alike``.
 
-    A processor's seconds are times its threads.
+    A processor's seconds are times its threads. ``core``: images a second of one core, by row.
     """
     p, total = PROTOCOLS[protocol], Sum()
     measured, line, share = seconds_an_image(machine)
     cores = threads(machine["device"]) or 1
+    known = {row: 1 / rate for row, rate in core.items()} | {row: cores * s for row, s in measured.items()}
     for dataset in zoo.TABLES[table].datasets:
         trained, evaluated = images(p, dataset)
         for row in map(zoo.canonical, zoo.TABLES[table].rows):
@@ -100,8 +118,8 @@ def classification(
             if runs:
                 total.add("records", float(np.mean([_seconds(r) for r in runs])), runs)
                 continue
-            way = "measured rates" if row in measured else "multiply-accumulates"
-            total.add(way, cores * (measured.get(row) or line(row)) * (trained + share * evaluated))
+            way = "measured rates" if row in known else "multiply-accumulates"
+            total.add(way, (known.get(row) or cores * line(row)) * (trained + share * evaluated))
     return total
 
 
@@ -155,10 +173,10 @@ def on_gpus(ledger: Sequence[Run], machines: Sequence[Mapping]) -> pd.DataFrame:
     return pd.DataFrame(lines, dtype=object)
 
 
-def on_processors(ledger: Sequence[Run], machines: Sequence[Mapping]) -> pd.DataFrame:
+def on_processors(ledger: Sequence[Run], machines: Sequence[Mapping], core: Mapping[str, float]) -> pd.DataFrame:
     """One seed of each table as far as a processor carries it (`sketch`, for segmentation "reduced"), core hours.
 
-    Hours of one core: seconds times threads. Rates are those of the first processor measured.
+    Hours of one core: seconds times threads. Rates are those of the first processor measured, and of one ``core``.
     """
     machine = next((m for m in machines if threads(m["device"])), None)
     lines = []
@@ -171,7 +189,7 @@ def on_processors(ledger: Sequence[Run], machines: Sequence[Mapping]) -> pd.Data
             protocol, wanted, total = "reduced", len(segmentation.TINY), scenes_(table, "reduced", ledger, alike)
         else:
             protocol, wanted = "sketch", _cells(table)
-            total = classification(table, protocol, ledger, machine, alike) if machine else Sum()
+            total = classification(table, protocol, ledger, machine, alike, core) if machine else Sum()
         done = sum(total.ways.values()) == wanted
         lines.append(
             {
