@@ -1,12 +1,13 @@
 # make book     execute every notebook, build the book, print the file to open
 # make test     lint, unit tests, and the notebooks against their stored outputs
 # make outputs  store the notebooks' outputs anew, after the ledger has changed
+# make accessible  check the built book in Chromium: axe finds nothing serious, pages work from file://
 # Each creates .venv on first use and reuses it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book test outputs clean
+.PHONY: book test outputs accessible clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -34,6 +35,11 @@ book: .venv/.installed
 
 outputs: .venv/.installed
 	@$(BIN)/python tests/store_outputs.py notebooks/*.ipynb
+
+accessible: .venv/.installed
+	@$(BIN)/python -m pip install --quiet --group accessible
+	@test -n "$$CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || $(BIN)/playwright install chromium
+	@$(BIN)/python tests/check_accessible.py _build/html
 
 clean:
 	rm -rf .venv _build results/scratch

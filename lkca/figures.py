@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator
 
 from lkca import complexity, data, rivals, tables, zoo
 from lkca.jobs import Job
+from lkca.provenance import Number, link
 from lkca.records import Record
 
 INK = "#010203"  # replaced by the page's own text colour
@@ -47,11 +48,25 @@ def show(figure: Figure, caption: str, data: pd.DataFrame | None = None) -> HTML
 
 
 def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
-    """A frame of strings as an HTML table in the page's colours; "not run" is muted, ``notes`` stand below."""
-    body = frame.to_html(classes="lkca-table", border=0, index=not isinstance(frame.index, pd.RangeIndex))
+    """A frame of strings as an HTML table in the page's colours; "not run" is muted, ``notes`` stand below.
+
+    A `provenance.Number` links to its records.
+    """
+    cells = frame.rename(index=_escaped, columns=_escaped).map(_cell)
+    body = cells.to_html(classes="lkca-table", border=0, index=not isinstance(frame.index, pd.RangeIndex), escape=False)
     body = body.replace(f"<td>{tables.NOT_RUN}</td>", f'<td class="not-run">{tables.NOT_RUN}</td>')
     below = "".join(f'<p class="lkca-note">{html.escape(note)}</p>' for note in notes)
-    return HTML(f'<div class="lkca-scroll">{body}</div>{below}')
+    return HTML(f'<div class="lkca-scroll" tabindex="0">{body}</div>{below}')
+
+
+def _escaped(label: object) -> object:
+    return html.escape(label) if isinstance(label, str) else label
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, Number) and value.runs:
+        return f'<a href="{html.escape(link(value.runs))}">{html.escape(value)}</a>'
+    return _escaped(value)
 
 
 def stacked_tables(machines: Sequence[dict], table: Callable[[dict], pd.DataFrame]) -> HTML:

@@ -15,7 +15,7 @@ seeds say little about seeds, and a bootstrap of them is narrower than it should
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Difference:
     low: float
     high: float
     n: int
+    runs: tuple[Record, ...] = field(default=(), compare=False, repr=False)  # of both rows, those seeds'
 
     @property
     def sign(self) -> int:
@@ -55,10 +56,10 @@ def paired(before: Sequence[Record], after: Sequence[Record]) -> Difference | No
     mean, rng = float(deltas.mean()), np.random.default_rng(0)
     if len(seeds) > 1 and all(r.correct for r in a + b) and len({r.data_fingerprint for r in a + b}) == 1:
         low, high = np.percentile(_crossed(a, b, rng), (2.5, 97.5))
-        return Difference(mean, float(low), float(high), len(seeds))
+        return Difference(mean, float(low), float(high), len(seeds), (*a, *b))
     low, high = np.percentile(deltas[rng.integers(len(seeds), size=(DRAWS, len(seeds)))].mean(1), (2.5, 97.5))
     half = 1.96 * np.hypot(*(binomial_error(float(np.mean([r.top1 for r in x])), x[0].num_test) for x in (a, b)))
-    return Difference(mean, float(min(low, mean - half)), float(max(high, mean + half)), len(seeds))
+    return Difference(mean, float(min(low, mean - half)), float(max(high, mean + half)), len(seeds), (*a, *b))
 
 
 def _crossed(before: Sequence[Record], after: Sequence[Record], rng: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from lkca import comparators, complexity, data, records, tables, zoo
 from lkca.comparators import Comparator
+from lkca.provenance import Number
 from lkca.records import Record
 
 
@@ -53,13 +54,12 @@ def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         for protocol in tables.SHOWN:
             found = {r: d for r, d in tables.rivals(table, ledger, protocol, group, dataset).items() if d}
             ahead = min(found, key=lambda r: found[r].mean, default=None)
-            line[f"ours, {protocol}"] = (
-                f"{tables.interval(found[ahead])} against {ahead}, the best of {len(found)} run of {len(others)}"
-                if ahead
-                else tables.NOT_RUN
-            )
+            line[f"ours, {protocol}"] = tables.NOT_RUN
+            if ahead:
+                text = f"{tables.interval(found[ahead])} against {ahead}, the best of {len(found)} run of {len(others)}"
+                line[f"ours, {protocol}"] = Number(text, found[ahead].runs)
         lines[f"{dataset}, {group}"] = line | {"claim": tables.group_verdict(table, ledger, group, dataset)}
-    return pd.DataFrame.from_dict(lines, orient="index")
+    return pd.DataFrame.from_dict(lines, orient="index", dtype=object)
 
 
 def front(cost: Mapping[str, float], top1: Mapping[str, float]) -> list[str]:
@@ -82,13 +82,13 @@ def related(ledger: Sequence[Record]) -> pd.DataFrame:
         size = complexity.count(row, **complexity.PRINTED_SETTING)
         line = {"model": row, "reported by": "this paper", "parameters": f"{size.params / 1e6:.2f}M"}
         lines.append(line | {d: f"{t[d]:.2f}" for d in names})
-        ours = {d: [r.top1 for r in tables.of_cell(ledger, d, "released", row)] for d in names}
-        found = {d: f"{np.mean(v):.2f}" if v else tables.NOT_RUN for d, v in ours.items()}
+        ours = {d: tables.of_cell(ledger, d, "released", row) for d in names}
+        found = {d: Number(f"{np.mean([r.top1 for r in v]):.2f}", v) if v else tables.NOT_RUN for d, v in ours.items()}
         lines.append(line | {"reported by": "ours, released"} | found)
     for o in other.to_dict("records"):
         line = {"model": o["model"], "reported by": o["source"], "parameters": o["params"] or "not said"}
         lines.append(line | {d: o[d] for d in names})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def support(table: int) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from lkca import records, scenes, segment, segmentation
+from lkca.provenance import Number
 from lkca.records import SegmentationRecord
 from lkca.tables import NOT_RUN
 
@@ -132,22 +133,22 @@ def compare(table: int, ledger: Sequence[SegmentationRecord]) -> pd.DataFrame:
                 ("paper", "aAcc"): f"{paper.aacc:.2f}",
                 ("paper", "mIoU, 10 best"): f"{paper.miou:.2f}",
                 **{
-                    ("ours", name): _mean([getattr(point, key) for point in points])
+                    ("ours", name): _mean([getattr(point, key) for point in points], runs)
                     for name, key in (("aAcc", "aacc"), ("mIoU, 10 best", "miou10"), ("mIoU", "miou"))
                 },
             }
         )
-    frame = pd.DataFrame(lines)
+    frame = pd.DataFrame(lines, dtype=object)
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], runs: Sequence[SegmentationRecord]) -> str:
     if not values:
         return NOT_RUN
     if len(values) == 1:
-        return f"{values[0]:.2f} (1 seed)"
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(values)} seeds)"
+        return Number(f"{values[0]:.2f} (1 seed)", runs)
+    return Number(f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(values)} seeds)", runs)
 
 
 def inconsistencies(table: int) -> list[str]:
@@ -216,13 +217,13 @@ def own(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str = "red
                 "row": row,
                 "params": f"{runs[0].params / 1e6:.2f}M" if runs else "",
                 "MACs": f"{runs[0].macs / 1e9:.2f}G" if runs else "",
-                **{name: _mean([getattr(r, key) for r in runs]) for key, name in MEASURES.items()},
+                **{name: _mean([getattr(r, key) for r in runs], runs) for key, name in MEASURES.items()},
             }
         )
     if known:
         guess = {MEASURES[key]: f"{value:.2f}" for key, value in constant(known).items()}
         lines.append({"row": "the most frequent class everywhere", "params": "", "MACs": "", **guess})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def difference(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str = "reduced") -> pd.DataFrame:
@@ -233,8 +234,9 @@ def difference(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str
         deltas = [getattr(lkca[s], key) - getattr(vit[s], key) for s in seeds]
         seeded = f"{len(deltas)} seed{'s' * (len(deltas) != 1)}"
         spread = f" (from {min(deltas):+.2f} to {max(deltas):+.2f}, {seeded})" if deltas else ""
-        line[name] = f"{np.mean(deltas):+.2f}{spread}" if deltas else NOT_RUN
-    return pd.DataFrame([line])
+        both = [runs[s] for runs in (vit, lkca) for s in seeds]
+        line[name] = Number(f"{np.mean(deltas):+.2f}{spread}", both) if deltas else NOT_RUN
+    return pd.DataFrame([line], dtype=object)
 
 
 def per_class(ledger: Sequence[SegmentationRecord], dataset: str, classes: Sequence[str]) -> pd.DataFrame:
@@ -244,12 +246,11 @@ def per_class(ledger: Sequence[SegmentationRecord], dataset: str, classes: Seque
     for k, name in enumerate(classes):
         line, share = {"class": name}, ""
         for row, found in runs.items():
-            line[row] = (
-                f"{np.mean([100 * r.intersection[k] / max(r.union[k], 1) for r in found]):.1f}" if found else NOT_RUN
-            )
+            iou = [100 * r.intersection[k] / max(r.union[k], 1) for r in found]
+            line[row] = Number(f"{np.mean(iou):.1f}", found) if found else NOT_RUN
             share = f"{100 * found[0].truth[k] / sum(found[0].truth):.2f}" if found else share
         lines.append(line | {"share of the pixels, %": share})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def two_ways(ledger: Sequence[SegmentationRecord], dataset: str = "digit-scenes") -> pd.DataFrame:
@@ -264,8 +265,9 @@ def two_ways(ledger: Sequence[SegmentationRecord], dataset: str = "digit-scenes"
             }
             for way, scores in ways.items():
                 found = records.measures(**segment.measure(scores, segment.subset(ds, p), torch.float32))
-                lines.append({"row": row, "evaluated by": way} | {MEASURES[k]: f"{v:.2f}" for k, v in found.items()})
-    return pd.DataFrame(lines, columns=["row", "evaluated by", *MEASURES.values()])
+                shown = {MEASURES[key]: Number(f"{value:.2f}", [run]) for key, value in found.items()}
+                lines.append({"row": row, "evaluated by": way} | shown)
+    return pd.DataFrame(lines, columns=["row", "evaluated by", *MEASURES.values()], dtype=object)
 
 
 def runs(found: Sequence[SegmentationRecord]) -> pd.DataFrame:
@@ -280,9 +282,9 @@ def runs(found: Sequence[SegmentationRecord]) -> pd.DataFrame:
             "device": f"{r.device}, {r.precision}",
             "minutes": f"{r.wall_seconds / 60:.1f}",
             "commit": r.git_commit[:7] + ("" if r.git_clean else " (changed)"),
-            "record": records.path_of(r, "").name,
+            "record": Number(records.path_of(r, "").name, [r]),
         }
         for r in found
     ]
     columns = ["row", "data set", "protocol", "seed", *MEASURES.values(), "device", "minutes", "commit", "record"]
-    return pd.DataFrame(lines, columns=columns)
+    return pd.DataFrame(lines, columns=columns, dtype=object)

@@ -20,6 +20,7 @@ import pandas as pd
 from lkca import complexity, records, zoo
 from lkca.intervals import Difference, binomial_error, paired
 from lkca.protocols import PROTOCOLS
+from lkca.provenance import Number
 from lkca.records import Record
 
 FULL = ("released", "paper")  # protocols that may speak about the paper's numbers
@@ -120,9 +121,10 @@ def compare(table: int, ledger: Sequence[Record], dataset: str | None = None) ->
         for protocol in SHOWN:
             runs = select(table, ledger, protocol, row, dataset)
             line[f"ours, {protocol}", "last epoch"] = _accuracy(runs)
-            line[f"ours, {protocol}", "best epoch"] = f"{np.mean([r.top1_best for r in runs]):.2f}" if runs else ""
+            best = f"{np.mean([r.top1_best for r in runs]):.2f}" if runs else ""
+            line[f"ours, {protocol}", "best epoch"] = Number(best, runs)
         lines[row] = line
-    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame = pd.DataFrame.from_dict(lines, orient="index", dtype=object)
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame
 
@@ -131,14 +133,17 @@ def _accuracy(runs: list[Record]) -> str:
     if not runs:
         return NOT_RUN
     values = [r.top1 for r in runs]
-    if len(runs) == 1:
-        return f"{values[0]:.2f} ± {binomial_error(values[0], runs[0].num_test):.2f} (1 seed)"
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(runs)} seeds)"
+    text = (
+        f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(runs)} seeds)"
+        if len(runs) > 1
+        else (f"{values[0]:.2f} ± {binomial_error(values[0], runs[0].num_test):.2f} (1 seed)")
+    )
+    return Number(text, runs)
 
 
 def interval(d: Difference | None) -> str:
     """A difference with its interval, as text."""
-    return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}" if d else NOT_RUN
+    return Number(f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}", d.runs) if d else NOT_RUN
 
 
 def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
@@ -154,7 +159,7 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         line["claim"] = verdict(table, ledger, vit, lkca)
         line["direction in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
         lines[f"{lkca} − {vit}"] = line
-    return pd.DataFrame.from_dict(lines, orient="index")
+    return pd.DataFrame.from_dict(lines, orient="index", dtype=object)
 
 
 def runs(found: Sequence[Record]) -> pd.DataFrame:
@@ -170,12 +175,12 @@ def runs(found: Sequence[Record]) -> pd.DataFrame:
             "minutes": f"{r.wall_seconds / 60:.1f}",
             "images/s": f"{r.images_per_second:.0f}",
             "commit": r.git_commit[:7] + ("" if r.git_clean else " (changed)"),
-            "record": records.path_of(r, "").name,
+            "record": Number(records.path_of(r, "").name, [r]),
         }
         for r in found
     ]
-    return pd.DataFrame(lines, columns=["row", "protocol", "seed", "last", "best", "device", "minutes", "images/s",
-                                        "commit", "record"])  # fmt: skip
+    columns = ["row", "protocol", "seed", "last", "best", "device", "minutes", "images/s", "commit", "record"]
+    return pd.DataFrame(lines, columns=columns, dtype=object)
 
 
 def table_runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
@@ -240,7 +245,8 @@ def sketched(ledger: Sequence[Record]) -> pd.DataFrame:
         for vit, lkca in pairs(t)
         if (d := difference(t, ledger, "sketch", vit, lkca))
     ]
-    return pd.DataFrame(lines, columns=["data set", "pair", "ViT", "LKCA", "difference", "the paper's, in full"])
+    columns = ["data set", "pair", "ViT", "LKCA", "difference", "the paper's, in full"]
+    return pd.DataFrame(lines, columns=columns, dtype=object)
 
 
 def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
@@ -257,7 +263,7 @@ def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
         for protocol in SHOWN:
             line[f"ours, {protocol}"] = interval(paired(*cells(ledger, dataset, protocol, c)))
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def cells(ledger: Sequence[Record], dataset: str, protocol: str, contrast: zoo.Contrast) -> tuple[list[Record], ...]:
@@ -267,20 +273,23 @@ def cells(ledger: Sequence[Record], dataset: str, protocol: str, contrast: zoo.C
 
 def selection(ledger: Sequence[Record]) -> pd.DataFrame:
     """What choosing the best epoch on the test set adds to the last one's accuracy, by data set and protocol."""
-    groups: dict[tuple[str, str], list[float]] = {}
+    groups: dict[tuple[str, str], list[Record]] = {}
     for r in ledger:
         if r.protocol in SHOWN and r.protocol_hash == PROTOCOLS[r.protocol].hash:
-            groups.setdefault((r.dataset, r.protocol), []).append(r.top1_best - r.top1)
-    return pd.DataFrame(
-        {
-            "data set": dataset,
-            "protocol": protocol,
-            "runs": str(len(gains)),
-            "best − last, mean": f"{np.mean(gains):+.2f}",
-            "largest": f"{max(gains):+.2f}",
-        }
-        for (dataset, protocol), gains in sorted(groups.items())
-    )
+            groups.setdefault((r.dataset, r.protocol), []).append(r)
+    lines = []
+    for (dataset, protocol), runs in sorted(groups.items()):
+        largest = max(runs, key=lambda r: r.top1_best - r.top1)
+        lines.append(
+            {
+                "data set": dataset,
+                "protocol": protocol,
+                "runs": str(len(runs)),
+                "best − last, mean": Number(f"{np.mean([r.top1_best - r.top1 for r in runs]):+.2f}", runs),
+                "largest": Number(f"{largest.top1_best - largest.top1:+.2f}", [largest]),
+            }
+        )
+    return pd.DataFrame(lines, dtype=object)
 
 
 def passes_table(ledger: Sequence[Record], dataset: str, rows: Sequence[str]) -> pd.DataFrame:
@@ -296,7 +305,7 @@ def passes_table(ledger: Sequence[Record], dataset: str, rows: Sequence[str]) ->
                 "released − paper": interval(paired(paper, released)),
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def claims(ledger: Sequence[Record]) -> pd.DataFrame:
