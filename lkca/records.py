@@ -242,21 +242,23 @@ def weights_path(record: Run, results_root: Path = RESULTS) -> Path:
 
 
 def write_weights(record: Run, weights: dict[str, Tensor], results_root: Path = RESULTS) -> Path:
-    """Keep the weights of a run, rounded to half precision; returns their path."""
+    """Keep the weights of a run, rounded to half precision, counters whole; returns their path."""
     target = weights_path(record, results_root)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_suffix(".aside")
-    safetensors.torch.save_file({name: w.half().cpu().contiguous() for name, w in weights.items()}, aside)
+    halves = {name: (w.half() if w.is_floating_point() else w).cpu().contiguous() for name, w in weights.items()}
+    safetensors.torch.save_file(halves, aside)
     os.chmod(aside, 0o644)
     os.replace(aside, target)
     return target
 
 
 def read_weights(record: Run, results_root: Path = RESULTS) -> dict[str, Tensor]:
-    """The weights of a run by name, float32; raises RecordError if they were not kept or are damaged."""
+    """The weights of a run by name, float32, counters whole; RecordError if not kept or damaged."""
     file = weights_path(record, results_root)
     try:
-        return {name: w.float() for name, w in safetensors.torch.load_file(file).items()}
+        held = safetensors.torch.load_file(file)
+        return {name: w.float() if w.is_floating_point() else w for name, w in held.items()}
     except FileNotFoundError:
         raise RecordError(f"{file} does not exist: the weights of this run were not kept") from None
     except (OSError, safetensors.SafetensorError) as error:

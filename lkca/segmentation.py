@@ -187,7 +187,7 @@ class Segmenter(nn.Module):
     the auxiliary head's if there is one.
     """
 
-    stackable = False  # BatchNorm keeps running means in place
+    stackable = False  # dropout and stochastic depth draw from torch's generator
 
     def __init__(self, backbone: nn.Module, r: Row, num_classes: int):
         super().__init__()

@@ -4,8 +4,8 @@ The parameters of S models are stacked, (S, …), and one vectorised call comput
 batch, draws and optimiser state, so that it ends where it would have ended alone. On CUDA the whole step (forward,
 backward, AdamW) is captured once as a CUDA graph and replayed: launches bind a small ViT, not products.
 
-A model says with ``stackable = False`` that it cannot be vectorised, because it keeps running statistics or draws
-random numbers of its own: it is a stack of one, called as it is, with torch's generator seeded anew for each step.
+A model says with ``stackable = False`` that it cannot be vectorised, because it draws random numbers of its own: it is
+a stack of one, called as it is, with torch's generator seeded anew for each step.
 """
 
 import contextlib

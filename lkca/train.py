@@ -28,7 +28,7 @@ import torch
 import torchvision
 
 import lkca
-from lkca import classification, data, records, scenes, segment
+from lkca import classification, data, records, scenes, segment, zoo
 from lkca.protocols import Settings
 from lkca.records import RESULTS, Run
 from lkca.stack import EXECUTIONS, PRECISIONS, Stack, stackable
@@ -67,7 +67,7 @@ def fit(
     All seeds share a step, except those of a row that cannot be stacked: they train one after the other.
 
     Args:
-        row: the row's name, see `lkca.zoo`.
+        row: the row's name, see `lkca.zoo`; of two names of one row, the record has the first.
         dataset: see `lkca.data.load`; its type says what the task is.
         protocol: one of the task's, e.g. of `lkca.protocols.PROTOCOLS`, or another.
         seeds: one run each.
@@ -90,7 +90,7 @@ def fit(
         FileExistsError: before any training, if a run has a record already.
         FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
     """
-    began, p, task = time.perf_counter(), protocol, TASKS[type(dataset)]
+    began, p, task, row = time.perf_counter(), protocol, TASKS[type(dataset)], zoo.canonical(row)
     targets = [records.path(results_root, row, dataset.name, p.name, p.hash, seed) for seed in seeds]
     for target in targets:
         if target.exists():
