@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"  # the ledger of this checkout
@@ -242,12 +243,17 @@ def weights_path(record: Run, results_root: Path = RESULTS) -> Path:
 
 
 def write_weights(record: Run, weights: dict[str, Tensor], results_root: Path = RESULTS) -> Path:
-    """Keep the weights of a run, rounded to half precision, counters whole; returns their path."""
+    """Keep the weights of a run, rounded to half precision; returns their path.
+
+    Counters stay whole, and what half precision cannot hold stays as it is: a running variance can pass 65,504.
+    """
     target = weights_path(record, results_root)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_suffix(".aside")
-    halves = {name: (w.half() if w.is_floating_point() else w).cpu().contiguous() for name, w in weights.items()}
-    safetensors.torch.save_file(halves, aside)
+    largest = torch.finfo(torch.half).max
+    halved = {name: w.is_floating_point() and bool(w.abs().max() <= largest) for name, w in weights.items()}
+    kept = {name: (w.half() if halved[name] else w).cpu().contiguous() for name, w in weights.items()}
+    safetensors.torch.save_file(kept, aside)
     os.chmod(aside, 0o644)
     os.replace(aside, target)
     return target

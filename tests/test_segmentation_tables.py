@@ -158,3 +158,14 @@ def test_a_table_is_a_job(tmp_path):
     assert [r.row for r in done] == list(segmentation.TINY) and jobs.run(job, progress=None) == done
     assert "4 of 4" not in jobs.plan(7, **roots).why and "0 of 2 runs to train" in jobs.plan(7, **roots).why
     assert "far too short" in segmentation_figures.trained(job, done).data
+
+
+def test_kept_weights_hold_a_variance_that_half_precision_cannot(kept):
+    r, folder = kept
+    model = segmentation.build(r.row, crop=96, num_classes=11)
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    norm.running_var.fill_(3e5)
+    records.write_weights(r, model.state_dict(), folder)
+    loaded = segment.load(r)
+    assert next(m for m in loaded.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var.max() == 3e5
+    torch.testing.assert_close(loaded.backbone.pos_embed, model.backbone.pos_embed, atol=1e-4, rtol=1e-3)
