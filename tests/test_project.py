@@ -1,10 +1,13 @@
 """What is stated twice agrees: environment.yml and pyproject.toml, README and Makefile, contents and files."""
 
+import importlib.util
 import json
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
@@ -70,3 +73,22 @@ def test_every_figure_has_alternative_text_and_a_caption():
                     assert "<figcaption" in figure and ("aria-label=" in figure or "<canvas" in figure), path.name
                 assert "image/png" not in output.get("data", {}), path.name
     assert figures >= 10
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/OWNER/NAME"])
+def test_one_setting_gives_every_button_or_none(address):
+    spec = importlib.util.spec_from_file_location("sphinx_setup", ROOT / "book" / "sphinx_setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    config = SimpleNamespace(html_theme_options={"repository_url": address, "use_edit_page_button": False})
+    setup.buttons(None, config)
+    options = config.html_theme_options
+    assert options["use_repository_button"] is options["use_issues_button"] is bool(address)
+    assert bool(options["launch_buttons"]) is bool(address)
+
+
+def test_the_version_is_one():
+    citation, changes = yaml.safe_load((ROOT / "CITATION.cff").read_text()), (ROOT / "CHANGELOG.md").read_text()
+    version = PROJECT["project"]["version"]
+    assert citation["version"] == version == re.search(r"^## ([\d.]+)", changes, re.MULTILINE)[1]
+    assert citation["authors"] == [{"name": "the lkca companion's maintainers"}] and citation["license"] == "MIT"
