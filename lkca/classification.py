@@ -31,7 +31,12 @@ def count(row: str, ds: data.Dataset) -> complexity.Complexity:
 
 
 def subset(ds: data.Dataset, p: Protocol) -> data.Dataset:
-    """The data set with the training images that the protocol shows."""
+    """The data set with the training images that the protocol shows.
+
+    Raises ValueError if the protocol wants an AutoAugment policy and there is none for the data set.
+    """
+    if p.auto_augment and ds.name not in augment.POLICIES:
+        raise ValueError(f"{ds.name} has no AutoAugment policy: name one in POLICIES of lkca/augment.py")
     return ds.subset(p.train_images) if p.train_images and p.train_images < ds.num_train else ds
 
 

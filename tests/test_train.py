@@ -252,6 +252,11 @@ def test_wrong_settings_fail_before_training(digits, tmp_path, monkeypatch, kw, 
         fit(digits, tmp_path, **kw)
 
 
+def test_a_data_set_without_a_policy_says_so(digits, tmp_path):
+    with pytest.raises(ValueError, match="other has no AutoAugment policy: name one in POLICIES"):
+        fit(dataclasses.replace(digits, name="other"), tmp_path)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where no GPU is")
 def test_cuda_without_a_gpu_says_so():
     with pytest.raises(ValueError, match="use device='cpu'"):
