@@ -15,6 +15,7 @@ from playwright.sync_api import Page, sync_playwright
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 FONTS = "/webfonts/"
+ARGUMENTS = ["--disable-dev-shm-usage", *["--no-sandbox"] * (os.geteuid() == 0)]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 RUN = """async () => (await axe.run(document, {resultTypes: ["violations"], preload: false})).violations
     .filter(v => ["serious", "critical"].includes(v.impact))
@@ -37,6 +38,7 @@ def faults(page: Page, file: Path) -> list[str]:
         page.on(event, listen)
     page.goto(file.resolve().as_uri(), wait_until="load")
     found += page.evaluate("document.fonts.ready.then(f => [...f].filter(f => f.status == 'error').map(f => f.family))")
+    page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; })")
     page.evaluate(AXE)
     found += page.evaluate(RUN)
     for event, listen in listeners.items():
@@ -46,12 +48,14 @@ def faults(page: Page, file: Path) -> list[str]:
 
 def main(folder: Path) -> int:
     """Print every fault of the pages in ``folder``; returns how many there are."""
-    pages = [file for file in sorted(folder.rglob("*.html")) if "_static" not in file.parts]  # those are templates
+    leads_on = 'http-equiv="Refresh"'  # to another page; and in _static lie templates
+    files = (file for file in sorted(folder.rglob("*.html")) if "_static" not in file.parts)
+    pages = [file for file in files if leads_on not in file.read_text(encoding="utf-8")]
     if not pages:
         raise SystemExit(f"{folder} holds no built pages")
     chromium, count = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None), 0
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         for scheme in ("light", "dark"):
             page = browser.new_context(color_scheme=scheme, reduced_motion="reduce").new_page()
             for file in pages:
