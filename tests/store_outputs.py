@@ -1,4 +1,4 @@
-"""Execute the named notebooks in place and store their outputs, without the times that would differ at every call."""
+"""Execute the named notebooks in place and store their outputs, without times and progress bars, which always differ."""
 
 import sys
 
@@ -13,5 +13,7 @@ for path in sys.argv[1:]:
     ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata.language_info.pop("version", None)
     nbformat.write(notebook, path)
