@@ -1,4 +1,4 @@
-"""Execute the named notebooks in place and store their outputs, without times and progress bars, which always differ."""
+"""Execute the named notebooks in place and store their outputs, without times and progress bars, which differ."""
 
 import sys
 
