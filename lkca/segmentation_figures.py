@@ -124,7 +124,7 @@ def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], capt
     """Pictures in columns with names, the classes' colours below; every picture has words."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     rows = ""
-    for i in range(len(next(iter(columns.values())))):
+    for i in range(len(next(iter(columns.values()), []))):
         cells = ((_png(images[i]), f"{html.escape(name)}, picture {i + 1}") for name, images in columns.items())
         rows += "<tr>" + "".join(f'<td><img src="{png}" alt="{alt}"></td>' for png, alt in cells) + "</tr>"
     square = "display:inline-block;width:.8em;height:.8em"
@@ -166,22 +166,27 @@ def keep_predictions(
     part = ds.test.pick(numbers)
     found = predict(segment.load(run), run, part)
     for i, number in enumerate(numbers):
-        for name, labels in (("truth", part.label(i).numpy()), (run.row.replace("/", "_"), found[i])):
+        for name, labels in (
+            ("truth", part.label(i).numpy()),
+            (f"{run.row.replace('/', '_')}-seed{run.seed}", found[i]),
+        ):
             _coloured(labels[::2, ::2]).save(folder / f"{ds.name}--{number}--{name}.png", optimize=True)
 
 
 def kept_pictures(dataset: str, classes: Sequence[str], folder: Path = PICTURES) -> HTML:
     """The label maps of `keep_predictions`: the truth and what the small rows made of it."""
-    numbers = sorted({int(file.name.split("--")[1]) for file in folder.glob(f"{dataset}--*--truth.png")})
-    names = {"truth": "truth"} | {row: row.replace("/", "_") for row in segmentation.TINY}
+    columns, stem = {}, f"{dataset}--"
+    for file in sorted(folder.glob(f"{stem}*.png"), key=lambda file: (int(file.name.split("--")[1]), file.name)):
+        part = file.stem.split("--")[2]
+        row, _, seed = part.rpartition("-seed")
+        columns.setdefault(f"{row.replace('_', '/')}, seed {seed}" if row else part, []).append(Image.open(file))
     columns = {
-        name: [Image.open(folder / f"{dataset}--{n}--{part}.png") for n in numbers]
-        for name, part in names.items()
-        if all((folder / f"{dataset}--{n}--{part}.png").exists() for n in numbers)
+        name: columns[name] for name in sorted(columns, key=lambda name: (name != "truth", "LKCA" in name, name))
     }
     caption = (
-        f"Label maps of {len(numbers)} test images of {dataset}: the truth, white where it does not count, and the "
-        f"predictions of {', '.join(list(columns)[1:]) or 'none'}. The images themselves are not ours to show."
+        f"Label maps of {len(columns.get('truth', []))} test images of {dataset}: the truth, white where it does not "
+        f"count, and the predictions of {' and '.join(list(columns)[1:]) or 'none'}. The images themselves are not "
+        "ours to show."
     )
     return _gallery(columns, classes, caption)
 
