@@ -77,6 +77,9 @@ def plan(
         DataError: if the data set is neither present nor downloadable.
         OSError: if records cannot be written to ``results_root``.
     """
+    tables = (*zoo.TABLES, *segmentation.TABLES, "controls")
+    if table not in tables:
+        raise ValueError(f"table {table!r} does not exist; the tables are {', '.join(map(repr, tables))}")
     if table in segmentation.TABLES:
         spec, origin, protocols, full = segmentation.table(table), scenes, segment.PROTOCOLS, f"table{table}"
     else:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import ViT, data, records
+from lkca import ViT, data, records, segment
 from lkca import receptive_field as rf
 from lkca import receptive_field_figures as rff
 from lkca.operator import attention_matrix
@@ -150,12 +150,16 @@ def test_what_does_not_exist_is_said(images, kw, says):
 
 def test_kept_weights_belong_to_their_records():
     """Every file of weights has its record, fits its model, and stays small."""
-    names = {records.path_of(r, "").stem for r in records.read()[0]}
+    ledger, _ = records.read(kind=records.Run)
+    names = {records.path_of(r, "").stem for r in ledger}
     files = list((records.RESULTS / "weights").iterdir())
     assert files and {f.stem for f in files} <= names and all(f.suffix == ".safetensors" for f in files)
     assert sum(f.stat().st_size for f in files) < 50e6
     for record in rff.with_weights("cifar100", "sketch"):
         assert rff.model_of(record, trained=True).blocks
+    for record in ledger:
+        if isinstance(record, records.SegmentationRecord) and records.weights_path(record).exists():
+            assert all(w.isfinite().all() for w in segment.load(record).state_dict().values())
 
 
 def test_photographs_are_real_and_repeatable():

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import data, jobs, records, zoo
+from lkca import data, jobs, records, scenes, segment, zoo
 from lkca.protocols import PROTOCOLS
 
-COMMITTED = sorted((records.RESULTS / "runs").glob("*.json"))
+ALL = sorted((records.RESULTS / "runs").glob("*.json"))
+COMMITTED = [file for file in ALL if file.name.partition("--")[0] in data.DATASETS]
+SEGMENTED = [file for file in ALL if file.name.partition("--")[0] in scenes.DATASETS]
 
 
 @pytest.fixture
@@ -21,12 +23,15 @@ def record():
 
 
 def test_the_ledger_is_sound():
-    ledger, broken = records.read()
-    assert not broken and len(ledger) == len(COMMITTED) >= 8
+    for kind, files in ((records.Record, COMMITTED), (records.SegmentationRecord, SEGMENTED)):
+        ledger, broken = records.read(kind=kind)
+        assert not broken and len(ledger) == len(files) >= 8
+    ledger, broken = records.read(kind=records.Run)
+    assert not broken and len(ledger) == len(ALL)
     for r in ledger:
-        p = PROTOCOLS[r.protocol]
+        p = (PROTOCOLS | segment.PROTOCOLS)[r.protocol]
         assert r.protocol_hash == p.hash and r.protocol_fields == p.fields
-        assert r.data_fingerprint == data.DATASETS[r.dataset].fingerprint
+        assert r.data_fingerprint == (data.DATASETS | scenes.DATASETS)[r.dataset].fingerprint
         assert r.git_clean and len(r.git_commit) == 40
 
 
@@ -117,6 +122,22 @@ def test_a_broken_record_is_named_and_hides_no_other(tmp_path, damage, says):
     assert len(broken) == 1 and file.name in broken[0] and says in broken[0]
 
 
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"miou": 50.0}, "miou is 50.0 but the curve says"),
+        ({"truth": [1]}, "truth has 1 entries for 11 classes"),
+        ({"intersection": [0] * 11}, "aacc is .* but the pixels say 0.0"),
+        ({"task": "detection"}, "task 'detection' is not one of classification, segmentation"),
+    ],
+)
+def test_a_broken_segmentation_record_is_named(tmp_path, change, says):
+    file = tmp_path / SEGMENTED[0].name
+    file.write_text(json.dumps(json.loads(SEGMENTED[0].read_text()) | change))
+    with pytest.raises(records.RecordError, match=f"{file.name}: {says}"):
+        records.read_one(file)
+
+
 @pytest.fixture(autouse=True)
 def no_gpu_no_network(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -151,7 +172,7 @@ def test_a_ledger_that_cannot_be_written_is_said_before_any_work(tmp_path):
 
 
 def test_unknown_table():
-    with pytest.raises(ValueError, match="table 9 does not exist; the tables are 1, 2, 3, 4, 5"):
+    with pytest.raises(ValueError, match="table 9 does not exist; the tables are 1, 2, 3, 4, 5, 6, 7, 'controls'"):
         jobs.plan(9)
 
 
