@@ -298,8 +298,8 @@ ROWS: dict[str, Comparator] = {
     "MobileViTv2": Comparator(
         "MobileViT", {"dims": (224, 302, 324), "channels": (48, 53, 72, 72, 80, 80, 120, 120, 156, 156, 384)}
     ),
-    "MobileViTv2-T-separable": Comparator("MobileViTv2", {"width": "050"}),
-    "MobileViTv2-S-separable": Comparator("MobileViTv2", {"width": "100"}),
+    "MobileViTv2-T-separable": Comparator("MobileViTv2", {"width": "050"}, printed_at=(32, 10)),
+    "MobileViTv2-S-separable": Comparator("MobileViTv2", {"width": "100"}, printed_at=(32, 10)),
     "MobileViTv2-separable": Comparator("MobileViTv2", {"width": "125"}),
     "T2T-T": Comparator(
         "T2T-ViT", {"dim": 128, "depth": 10, "heads": 4, "dim_head": 32, "mlp_dim": 128, "t2t_layers": ((11, 8),)}

@@ -168,7 +168,6 @@ def on_gpus(ledger: Sequence[Run], machines: Sequence[Mapping]) -> pd.DataFrame:
             done = sum(total.ways.values()) == _cells(table)
             line["minutes"] = Number(f"{total.seconds / 60:,.0f}", total.runs) if done else NOT_MEASURED
             line["energy, at most"] = energy if done else NOT_MEASURED
-            line["cells"] = total.origin
             lines.append(line)
     return pd.DataFrame(lines, dtype=object)
 

@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lkca import complexity, figures, speed
@@ -38,6 +40,47 @@ def sliding_figure(kernel: Tensor, grid: Grid) -> HTML:
         "matrix": (attention_matrix(kernel, grid) / top).round(decimals=3).tolist(),
     }
     return HTML(page.replace("/*NUMBERS*/", json.dumps(numbers, separators=(",", ":"))))
+
+
+def windows_figure(grid: Grid = (4, 4)) -> HTML:
+    """Three tokens, the window that each owns on the kernel, and the row that the window is in the score matrix.
+
+    The kernel's numbers are those of its cells, read row by row: the matrix is `attention_matrix`'s.
+    """
+    h, w = grid
+    tokens = (0, 0), (h // 2, w // 4), (h - 1, w - 1)
+    kernel = torch.arange((2 * h - 1) * (2 * w - 1), dtype=torch.float64).reshape(2 * h - 1, 2 * w - 1)
+    panels = {"tokens": torch.full(grid, torch.nan), "kernel": kernel, "score matrix": attention_matrix(kernel, grid)}
+    corners = {  # of the three boxes in each panel: top, left, height, width
+        "tokens": lambda r, c: (r, c, 1, 1),
+        "kernel": lambda r, c: (h - 1 - r, w - 1 - c, h, w),
+        "score matrix": lambda r, c: (r * w + c, 0, 1, h * w),
+    }
+    with figures.style():
+        figure = Figure(figsize=(9.2, 4.1), layout="constrained")
+        axes = figure.subplots(1, 3, width_ratios=[2, 3.5, 6])
+        for ax, (name, values) in zip(axes, panels.items(), strict=True):
+            ax.imshow(values.numpy(), cmap="cividis", alpha=0.55)
+            ax.set_title(name, fontsize=11)
+            ax.set_xticks(np.arange(values.shape[1] + 1) - 0.5, [])
+            ax.set_yticks(np.arange(values.shape[0] + 1) - 0.5, [])
+            ax.tick_params(length=0)
+            ax.grid(color=figures.INK, lw=0.4, alpha=0.4)
+            for i, j in itertools.product(*map(range, values.shape)):
+                if name != "tokens":
+                    ax.text(j, i, f"{int(values[i, j]) + 1}", ha="center", va="center", fontsize=6.5)
+            for colour, (r, c) in zip(COLOURS.values(), tokens, strict=True):
+                top, left, height, width = corners[name](r, c)
+                box = Rectangle(
+                    (left - 0.5, top - 0.5), width, height, ec=colour, lw=3, fill=name == "tokens", fc=colour
+                )
+                ax.add_patch(box)
+        caption = (
+            f"The first token (blue), another (orange) and the last (green) of a grid of {h} × {w}: the window that "
+            f"each owns on the kernel of {2 * h - 1} × {2 * w - 1} numbers, and the row of the score matrix that this "
+            "window is, flattened. From the first to the last it goes from the bottom right to the top left."
+        )
+        return figures.show(figure, caption)
 
 
 def agreement_table(grids: Sequence[Grid]) -> pd.DataFrame:
@@ -134,8 +177,8 @@ def macs_table(vit: str = "ViT", lkca_row: str = "ViT-LKCA") -> pd.DataFrame:
     a, b = (complexity.count(row, **complexity.PRINTED_SETTING) for row in (vit, lkca_row))
     ways = {
         "as printed: LKCA's convolution, scores and values left out": "macs_paper",
-        "all products, every tap, as the released code runs": "macs_all_taps",
-        "all products, taps inside the image": "macs",
+        "as printed, plus all products, every tap, as the released code runs": "macs_all_taps",
+        "as printed, plus all products, taps inside the image": "macs",
     }
     return pd.DataFrame(
         {

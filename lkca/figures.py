@@ -4,7 +4,7 @@ import contextlib
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from lkca import complexity, data, rivals, tables, zoo
+from lkca import claims, complexity, data, rivals, tables, zoo
 from lkca.jobs import Job
 from lkca.provenance import Number, link
 from lkca.records import Record
@@ -69,6 +69,11 @@ def _cell(value: object) -> object:
     return _escaped(value)
 
 
+def listed(sentences: Iterable[str]) -> HTML:
+    """Sentences as a list."""
+    return HTML(f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>")
+
+
 def stacked_tables(machines: Sequence[dict], table: Callable[[dict], pd.DataFrame]) -> HTML:
     """The same table for each measured machine, under its name."""
     return HTML("".join(f"<h4>{html.escape(m['device'])}</h4>{table_html(table(m)).data}" for m in machines))
@@ -88,17 +93,65 @@ def trained(job: Job, found: Sequence[Record]) -> HTML:
     return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])
 
 
-def claims(frame: pd.DataFrame) -> HTML:
-    """`tables.claims` for the page, each verdict beside its evidence and a link to it."""
+def claims_list(frame: pd.DataFrame) -> HTML:
+    """`claims.claims` for the page, each verdict beside its evidence and a link to it; one verdict can be picked."""
+    plain = claims.counts(frame)
     cards = (
-        f"<li><p class='lkca-quote'>“{html.escape(c.quote)}” <span>section {c.where}</span></p>".replace(
+        f"<li data-verdict='{html.escape(c.verdict if c.verdict in plain else 'mixed')}'>"
+        f"<p class='lkca-quote'>“{html.escape(c.quote)}” <span>section {c.where}</span></p>".replace(
             "section abstract", "abstract"
         )
         + f"<p><strong class='lkca-verdict'>{html.escape(c.verdict)}</strong> {html.escape(c.evidence)} "
-        f"<a href='../{c.link}.html'>evidence</a></p></li>"
+        + (f"<a href='../{c.link}.html'>evidence</a>" if c.link else "")
+        + "</p></li>"
         for c in frame.itertuples()
     )
-    return HTML(f"<ul class='lkca-claims'>{''.join(cards)}</ul>")
+    choices = {"all": len(frame)} | plain
+    picks = "".join(
+        f"<label><input type='radio' name='verdict' value='{word}'{' checked' * (word == 'all')}> {word} {n}</label>"
+        for word, n in choices.items()
+    )
+    hide = ", ".join(
+        f".lkca-claims:has(input[value='{word}']:checked) li:not([data-verdict='{word}'])" for word in plain
+    )
+    return HTML(
+        f"<div class='lkca-claims'><style>{hide} {{ display: none; }}</style>"
+        f"<fieldset class='lkca-controls'><legend>Verdict</legend>{picks}</fieldset><ul>{''.join(cards)}</ul></div>"
+    )
+
+
+def gaps_figure(ledger: Sequence[Record]) -> HTML:
+    """LKCA - ViT of every pair of Tables 1-3: the paper's difference hollow, ours with its interval where run."""
+    frame = claims.gaps(ledger)
+    marks = {"full": ("s", "ours, in full"), "sketch": ("o", "ours, sketch (a part of the data)")}
+    with style():
+        figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+        ax = figure.subplots()
+        ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
+        for key, (mark, label) in marks.items():
+            for y, d in frame[key].dropna().items():
+                colour = {1: LKCA, -1: VIT, 0: "#777777"}[d.sign]
+                error = [[d.mean - d.low], [d.high - d.mean]]
+                ax.errorbar(d.mean, y, xerr=error, fmt=mark, color=colour, capsize=3, lw=1.8, label=label)
+                label = None
+        ax.axvline(0, color=INK, lw=1)
+        for y in range(6, len(frame), 6):
+            ax.axhline(y - 0.5, color=INK, lw=0.5, alpha=0.3)
+        ax.set_yticks(frame.index, frame.dataset + " " + frame["size"])
+        ax.invert_yaxis()
+        ax.set_xlabel("LKCA − ViT, points of top-1; left of zero ViT is ahead")
+        ax.grid(axis="x", alpha=0.15, color=INK)
+        figure.legend(fontsize=9, loc="outside lower center", ncols=3)
+        shown = pd.DataFrame(
+            {
+                "pair": frame.dataset + " " + frame["size"],
+                "the paper's": frame.paper.map("{:+.2f}".format),
+                "ours, in full": frame.full.map(tables.interval),
+                "ours, sketch": frame.sketch.map(tables.interval),
+            }
+        )
+        caption = f"ViT-LKCA against the ViT of its size, 95 % intervals. {claims.gap_sentence(ledger)}"
+        return show(figure, caption, shown)
 
 
 def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str, protocol: str) -> HTML:
@@ -116,11 +169,8 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str, protocol
         ax.invert_yaxis()
         ax.set_xlabel("points of top-1, with 95 % interval")
         ax.grid(axis="x", alpha=0.15, color=INK)
-        words = [f"{change} {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" for change, d in drawn.items()]
         missing = [change for change, d in found.items() if not d]
-        caption = (
-            f"What each change does to accuracy on {dataset} at {size} under {protocol}: {'; '.join(words) or 'none'}."
-        )
+        caption = f"What each change does to accuracy on {dataset} at {size} under {protocol}."
         return show(figure, caption + (f" Not run: {', '.join(missing)}." if missing else ""))
 
 
@@ -136,8 +186,8 @@ def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (),
     setting = "at the settings of the print, see below" if table == 5 else "at 32 px and 10 classes"
     notes.append(
         "top-1 in percent. One seed: ± is the binomial standard error on the test set; several: ± is the standard "
-        "deviation over seeds. “Best epoch” picks the epoch on the test set, as the authors report, and is too high by "
-        f"that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, {setting}."
+        "deviation over seeds. “Best epoch” picks the epoch on the test set, as the released code does, and is too "
+        f"high by that selection. Parameters and FLOPs (multiply-accumulates): the paper's convention, {setting}."
     )
     return table_html(frame, notes)
 

@@ -104,7 +104,7 @@ class Record(Run):
     """One finished training of a cell (``row`` on ``dataset``) under a protocol with a seed.
 
     Accuracies are percent of the whole test set. ``top1`` is the last epoch's, the result; ``top1_best`` is the best
-    over all epochs *on the test set*, which the authors report, kept beside it because it selects on the test set.
+    over all epochs *on the test set*, which the released code prints as its result; it selects on the test set.
     """
 
     top1: float

@@ -91,14 +91,14 @@ def related(ledger: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(lines, dtype=object)
 
 
-def support(table: int) -> pd.DataFrame:
-    """What each row is built from, its stochastic depth as released, and how the engine can train it, how fast.
+def support() -> pd.DataFrame:
+    """The rows of Tables 4 and 5: what each is built from, its stochastic depth, how the engine can train it, how fast.
 
     Rates are images a second of one core's processor time, at 64 px and 200 classes (`lkca.benchmark.core_rates`).
     """
     files = sorted((records.RESULTS / "speed" / "rows").glob("*.json"))
     machines, lines = [json.loads(file.read_text(encoding="utf-8")) for file in files], {}
-    for row in (*zoo.TABLES[table].rows, *zoo.TABLES[table].extra):
+    for row in dict.fromkeys(row for t in (5, 4) for row in (*zoo.TABLES[t].rows, *zoo.TABLES[t].extra)):
         r = zoo.row(row)
         if isinstance(r, Comparator):
             family, (first, last) = comparators.FAMILIES[r.family], r.drop_path

@@ -84,8 +84,8 @@ PROTOCOLS = {
         SegmentationProtocol("table7", "20,000 iterations of 16 crops of 512 px, in one run; meant for a GPU."),
         SegmentationProtocol(
             "reduced",
-            "The same recipe at a size for a CPU: crops of 96 px from images of 180, for small rows. Some five "
-            "minutes on one free core. A direction, never a reproduction.",
+            "The same recipe at a size for a CPU: crops of 96 px from images of 180, for small rows. Some twenty "
+            "minutes on one free core for CamVid. A direction, never a reproduction.",
             iterations=(500, 1_000, 1_500), batch_size=8, lr=2e-3, warmup=100, crop=96, short_side=180,
             stride=84,
         ),

@@ -49,8 +49,8 @@ class Row:
 
 
 _PATCH_32 = (
-    "The printed FLOPs hold only at patch size 32: 16 x 16 tokens at 512 px, which the neck blows up to maps of 64, "
-    "32, 16 and 8. The pyramids beside it decode maps of 128, 64, 32 and 16."
+    "The printed FLOPs hold only at patch size 32: 16 x 16 tokens at 512 px, which the neck resizes to maps of 64, "
+    "32, 16 and 8. The pyramids of Table 7 decode maps of 128, 64, 32 and 16."
 )
 _FPN = (
     "The printed sizes hold only at patch size 16, with four equal maps of 32 x 32 (no neck between), FPN and head 384 "

@@ -62,11 +62,6 @@ def curves(table: int, ledger: Sequence[SegmentationRecord]) -> HTML:
         return show(figure, caption)
 
 
-def listed(sentences: Sequence[str]) -> HTML:
-    """Sentences as a list."""
-    return HTML(f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>")
-
-
 def own_curves(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str = "reduced") -> HTML:
     """mIoU of the small rows over iterations, a line a seed, and what guessing one class would score."""
     with style():
@@ -85,7 +80,7 @@ def own_curves(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str
             guess = tables.constant(known)["miou"]
             ax.axhline(guess, color=INK, lw=1, ls=":")
             words.append(f"predicting the most frequent class everywhere scores {guess:.1f}")
-            ax.legend(fontsize=9, loc="lower right")
+            ax.legend(fontsize=9, loc="center right")
         ax.set_ylim(bottom=0)
         ax.set_xlabel("iterations")
         ax.set_ylabel("mIoU, %")
@@ -121,9 +116,11 @@ def _coloured(labels: np.ndarray) -> Image.Image:
 
 
 def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], caption: str) -> HTML:
-    """Pictures in columns with names, the classes' colours below; every picture has words."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    rows = ""
+    """Pictures in columns with names, any two of one line laid on each other with a border that moves.
+
+    The classes' colours stand below, and every picture has words. It needs nothing but a browser.
+    """
+    rows = f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in columns)}</tr>"
     for i in range(len(next(iter(columns.values()), []))):
         cells = ((_png(images[i]), f"{html.escape(name)}, picture {i + 1}") for name, images in columns.items())
         rows += "<tr>" + "".join(f'<td><img src="{png}" alt="{alt}"></td>' for png, alt in cells) + "</tr>"
@@ -133,11 +130,10 @@ def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], capt
         f"{html.escape(name)}</span>"
         for name, colour in zip(classes, _COLOURS, strict=True)
     )
-    text = html.escape(caption)
-    return HTML(
-        f'<figure class="lkca-figure" role="group" aria-label="{text}"><div class="lkca-scroll">'
-        f"<table><tr>{head}</tr>{rows}</table></div><p>{key}</p><figcaption>{text}</figcaption></figure>"
-    )
+    page = (Path(__file__).parent / "comparing.html").read_text(encoding="utf-8")
+    for place, text in (("gallery", rows), ("key", key), ("caption", html.escape(caption))):
+        page = page.replace(f"{{{{{place}}}}}", text)
+    return HTML(page)
 
 
 def digit_pictures(ledger: Sequence[SegmentationRecord], numbers: Sequence[int] = (0, 1, 2, 3)) -> HTML:

@@ -71,10 +71,14 @@ def verdict(table: int, ledger: Sequence[Record], vit: str, lkca: str) -> str:
     return NOT_RUN
 
 
-def group_verdict(table: int, ledger: Sequence[Record], group: str, dataset: str) -> str:
-    """Whether "LKCA is the best of its group" holds, by the rule above; `released` speaks before `paper`."""
+def group_verdict(table: int, ledger: Sequence[Record], group: str, dataset: str, against: Sequence[str] = ()) -> str:
+    """Whether "LKCA is the best of its group" holds, by the rule above; `released` speaks before `paper`.
+
+    With ``against``, whether it is better than these rivals.
+    """
     for protocol in FULL:
         found = rivals(table, ledger, protocol, group, dataset)
+        found = {row: d for row, d in found.items() if row in against or not against}
         signs = [d.sign for d in found.values() if d]
         if -1 in signs:
             return "does not hold"
@@ -196,59 +200,6 @@ def control_runs(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFr
     return runs([r for protocol in SHOWN for row in rows for r in of_cell(ledger, dataset, protocol, row)])
 
 
-def board(ledger: Sequence[Record], tables: Sequence[int] = tuple(zoo.TABLES)) -> pd.DataFrame:
-    """The status of each table: cells run under a full protocol, verdicts on its comparisons, cells sketched (counts).
-
-    A comparison is a pair, in Tables 4 and 5 a group.
-    """
-    lines = {}
-    for t, dataset in [(table, name) for table in tables for name in zoo.TABLES[table].datasets]:
-        found = verdicts(t, ledger, dataset)
-        full = {r.row for p in FULL for r in select(t, ledger, p, dataset=dataset)}
-        lines[f"Table {t}, {dataset}"] = {
-            "rows": len(zoo.TABLES[t].rows),
-            "rows run in full": len(full),
-            "comparisons": len(found),
-            **{word: found.count(word) for word in VERDICTS},
-            "rows sketched": len({r.row for r in select(t, ledger, "sketch", dataset=dataset)}),
-        }
-    return pd.DataFrame.from_dict(lines, orient="index")
-
-
-def totals(ledger: Sequence[Record]) -> dict[str, str]:
-    """The board in words and numbers, for the front page to quote."""
-    counts = board(ledger).sum()
-    cells = ((t, dataset) for t in zoo.TABLES for dataset in zoo.TABLES[t].datasets)
-    sketches = {records.path_of(r, "") for t, d in cells for r in select(t, ledger, "sketch", dataset=d)}
-    names = {"holds": "holds", "fails": "does not hold", "undecided": "undecided", "not_run": NOT_RUN}
-    return {
-        "cells_total": str(counts["rows"]),
-        "runs_full": str(counts["rows run in full"]),
-        "comparisons_total": str(counts["comparisons"]),
-        "sketch_runs": str(len(sketches)),
-        **{key: str(counts[word]) for key, word in names.items()},
-    }
-
-
-def sketched(ledger: Sequence[Record]) -> pd.DataFrame:
-    """Every pair that has been sketched: both accuracies, their difference, and the paper's (strings)."""
-    lines = [
-        {
-            "data set": zoo.TABLES[t].dataset,
-            "pair": f"{lkca} − {vit}",
-            "ViT": _accuracy(select(t, ledger, "sketch", vit)),
-            "LKCA": _accuracy(select(t, ledger, "sketch", lkca)),
-            "difference": interval(d),
-            "the paper's, in full": f"{published(t).top1[lkca] - published(t).top1[vit]:+.2f}",
-        }
-        for t in zoo.TABLES
-        for vit, lkca in pairs(t)
-        if (d := difference(t, ledger, "sketch", vit, lkca))
-    ]
-    columns = ["data set", "pair", "ViT", "LKCA", "difference", "the paper's, in full"]
-    return pd.DataFrame(lines, columns=columns, dtype=object)
-
-
 def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
     """The contrasts of one size on a data set, a line each: what changes, at what size, by how much (strings)."""
     lines = []
@@ -306,30 +257,3 @@ def passes_table(ledger: Sequence[Record], dataset: str, rows: Sequence[str]) ->
             }
         )
     return pd.DataFrame(lines, dtype=object)
-
-
-def claims(ledger: Sequence[Record]) -> pd.DataFrame:
-    """Each claim of the paper with its verdict: by its proof as written down, or by the ledger where it is of a table.
-
-    Columns ``where``, ``quote``, ``verdict``, ``evidence`` and ``link`` (a page of the book, without its ending), as
-    text. Of a table that has not been run the verdict is "not run".
-    """
-    frame = pd.read_csv(records.RESULTS / "paper" / "claims.csv", dtype=str, keep_default_na=False)
-    for i, basis in frame.basis.items():
-        if basis.startswith("table "):
-            numbers, _, only = basis.removeprefix("table ").partition(" on ")
-            tables = [int(number) for number in numbers.split(", ")]
-            frame.loc[i, "verdict"] = _verdict_of_tables(tables, ledger, only.split(" and ") if only else ())
-    return frame
-
-
-def _verdict_of_tables(numbers: Sequence[int], ledger: Sequence[Record], only: Sequence[str] = ()) -> str:
-    """The verdict over all comparisons of some tables, on some or all data sets, in words; "not run" without any."""
-    specs = {table: zoo.TABLES[table] for table in numbers if table in zoo.TABLES}
-    found = [w for t, spec in specs.items() for d in only or spec.datasets for w in verdicts(t, ledger, d)]
-    counted = {word: found.count(word) for word in VERDICTS if word in found}
-    if set(counted) <= {NOT_RUN}:
-        return NOT_RUN
-    if len(counted) == 1:
-        return next(iter(counted))
-    return ", ".join(f"{word} for {n} of {len(found)}" for word, n in counted.items())

@@ -1,12 +1,14 @@
 """The claims page: quotes are short, links exist, and a claim about a table follows the ledger."""
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from test_tables import made, pair
 
-from lkca import complexity, figures, records, tables, zoo
+from lkca import claims, complexity, figures, records, tables, zoo
 from lkca import receptive_field as rf
 from lkca import receptive_field_figures as rff
 
@@ -15,9 +17,10 @@ PAPER = ROOT.parent / "shared" / "paper" / "lkca-paper.txt"
 
 
 def test_every_claim_has_a_verdict_and_evidence_that_exists():
-    frame = tables.claims(records.read()[0])
+    frame = claims.claims(records.read()[0])
     assert len(frame) >= 40 and (frame.verdict != "").all() and (frame.evidence != "").all()
-    for link in frame.link:
+    assert not frame.link[frame.verdict != "not examined"].eq("").any()
+    for link in frame.link[frame.link != ""]:
         assert (ROOT / f"{link}.md").exists() or (ROOT / f"{link}.ipynb").exists(), link
     assert (frame.quote.str.split().str.len() <= 25).all()
     assert set(frame["where"]) >= {"abstract", "3.1.2", "3.2.1", "3.2.2", "3.2.3", "4.1", "4.2", "5"}
@@ -68,40 +71,102 @@ def test_what_is_said_of_receptive_fields_is_measured():
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not here")
 def test_quotes_are_the_paper_s():
     text = PAPER.read_text()
-    for quote in tables.claims([]).quote:
+    for quote in claims.claims([]).quote:
         assert quote in text, quote
 
 
 def test_a_table_s_claim_follows_the_ledger(monkeypatch):
-    def verdict_of_table_2():
-        frame = tables.claims([])
-        return frame.verdict[frame.basis == "table 2"].item()
-
-    assert verdict_of_table_2() == "not run"
+    assert claims.verdict("table 2", []) == "not run"
     monkeypatch.setattr(tables, "verdict", lambda table, ledger, vit, lkca: "holds")
-    assert verdict_of_table_2() == "holds"
+    assert claims.verdict("table 2", []) == "holds"
     monkeypatch.setattr(
         tables, "verdict", lambda table, ledger, vit, lkca: "holds" if vit == "ViT" else "does not hold"
     )
-    assert verdict_of_table_2() == "holds for 1 of 6, does not hold for 5 of 6"
-    frame = tables.claims([])
+    assert claims.verdict("table 1, 2", []) == "holds for 2 of 12, does not hold for 10 of 12"
+    assert claims.verdict("table 2 at ViT", []) == "holds"
+    assert claims.verdict("table 2 at ViT/1M and ViT/2M", []) == "does not hold"
+    frame = claims.claims([])
     assert set(frame.verdict[frame.basis.str.contains("table [45]")]) == {"not run"}
+    assert claims.counts(frame)["mixed"] == 1 and sum(claims.counts(frame).values()) == len(frame)
 
 
-def test_the_claim_about_table_4_leaves_svhn_out(monkeypatch):
-    monkeypatch.setattr(
-        tables, "group_verdict", lambda table, ledger, group, dataset: "holds" if dataset != "svhn" else ""
+def test_a_claim_about_a_group_asks_for_it_alone(monkeypatch):
+    asked = []
+
+    def seen(table, ledger, group, dataset, against):
+        asked.append((table, group, dataset, tuple(against)))
+        return "undecided"
+
+    monkeypatch.setattr(tables, "group_verdict", seen)
+    assert claims.verdict("table 4 at S against CaiT-S and Swin-S on cifar10 and svhn", []) == "undecided"
+    assert asked == [(4, "S", dataset, ("CaiT-S", "Swin-S")) for dataset in ("cifar10", "svhn")]
+    asked.clear()
+    claims.verdict("table 4 on cifar10 and cifar100", [])
+    assert {dataset for _, _, dataset, _ in asked} == {"cifar10", "cifar100"}  # not SVHN
+
+
+def test_rivals_that_a_claim_leaves_out_cannot_decide_it():
+    ledger = [made("LKCA-B", 0, 70.0), made("CaiT-S", 0, 60.0), made("Swin-S", 0, 60.0), made("ViT-Small", 0, 80.0)]
+    ledger = [dataclasses.replace(r, row=zoo.canonical(r.row)) for r in ledger]
+    assert claims.verdict("table 4 at S on cifar100", ledger) == "does not hold"
+    assert claims.verdict("table 4 at S against CaiT-S and Swin-S on cifar100", ledger) == "holds"
+
+
+@pytest.mark.parametrize("basis", ["tables 4", "table 2 at ViT/3M", "table 4 at X"])
+def test_a_basis_that_names_no_comparison_is_refused(basis):
+    with pytest.raises(ValueError, match="names no comparisons"):
+        claims.verdict(basis, [])
+
+
+def test_the_gap_in_words():
+    assert claims.gap_sentence([]).count("has been run") == 2
+    short = claims.gap_sentence(pair((60.0, 60.5), (55.0, 55.5), "sketch"))
+    assert "In full, none of the 18 pairs" in short
+    assert "In short runs, 1 of the 18 pairs of Tables 1–3: ViT-LKCA is ahead of its ViT in none, behind in 1" in short
+    assert "are -5.00 points, where the paper prints +3.85" in short
+    assert "In full, 1 of the 18 pairs of Tables 1–3: ViT-LKCA is ahead of its ViT in 1" in claims.gap_sentence(
+        pair((60.0, 60.5), (65.0, 65.5), "paper")
     )
-    frame = tables.claims([])
-    assert set(frame.verdict[frame.basis.str.startswith("table 4")]) == {"holds"}
+
+
+@pytest.mark.parametrize(
+    "mean, says", [(10.0, "costs accuracy, -5.00"), (20.0, "gains accuracy, +5.00"), (15.1, "no difference that")]
+)
+def test_a_contrast_in_words(mean, says):
+    ledger = [made("ViT/0.5M", 0, 15.0, "sketch"), made("ViT/0.5M-mean", 0, mean, "sketch")]
+    sentences = claims.contrast_sentences(ledger, "cifar100", "0.5M")
+    assert sentences["pooling"].startswith(f"Reading the mean of the tokens instead of a [class] token: {says}")
+    assert sentences["mixer"].endswith(": not run.")
+
+
+def test_full_runs_speak_before_short_ones():
+    ledger = [made(row, 0, top1, p) for p, d in (("sketch", -5), ("paper", 5))
+              for row, top1 in (("ViT/0.5M", 40.0), ("ViT/0.5M-mean", 40.0 + d))]  # fmt: skip
+    assert "gains accuracy, +5.00" in claims.contrast_sentences(ledger, "cifar100", "0.5M")["pooling"]
+
+
+def test_the_board_counts():
+    frame = claims.board(pair((60.0,), (65.0,)) + [made("ViT/1M", 0, 50.0, "sketch")])
+    total = frame.sum()
+    assert (total["rows"], total["comparisons"], total["holds"], total["not run"]) == (93, 27, 1, 26)
+    assert total["rows run in full"] == 4  # both rows stand in Table 2 and in Table 4
+    assert frame.loc["Table 2, CIFAR-100", "rows sketched"] == 1
+
+
+def test_the_figure_of_gaps_shows_every_pair_and_ours_where_run():
+    page = figures.gaps_figure(pair((60.0, 60.5), (55.0, 55.5), "sketch")).data
+    assert page.count("CIFAR-10 2.69M") == 2 and "ours, sketch" in page  # on the axis, and in the data
+    assert "<td>+3.85</td>" in page and "-5.00 [" in page
 
 
 def test_the_page_shows_each_quote_once():
-    frame = tables.claims([])
-    page = figures.claims(frame).data
-    assert page.count("<li>") == len(frame) and page.count("evidence</a>") == len(frame)
+    frame = claims.claims([])
+    page = figures.claims_list(frame).data
+    assert page.count("<li ") == len(frame) and page.count("evidence</a>") == (frame.link != "").sum()
+    for verdict, n in claims.counts(frame).items():
+        assert page.count(f"data-verdict='{verdict}'>") == n and f"> {verdict} {n}</label>" in page
 
 
 def test_the_contrasts_figure_names_what_is_not_run():
     text = figures.contrasts_figure([], "cifar100", "0.5M", "released").data
-    assert "none." in text and "Not run: everything, pooling, mixer" in text
+    assert "Not run: everything, pooling, mixer" in text

@@ -1,5 +1,7 @@
 """What the method page proves, tested in float64; and that the chapter's tables say what is measured."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +123,10 @@ def test_a_machine_s_forms_are_measured(monkeypatch):
     monkeypatch.setattr(clock, "SIDES", (4,))
     found = clock.forms("cpu", 0.0)
     assert {f["form"] for f in found} == {"matrix", "conv", "fft"} and all(f["ms"] > 0 for f in found)
+
+
+def test_the_windows_figure_shows_the_matrix_of_the_kernel():
+    page = equivalence.windows_figure((3, 4)).data
+    numbers = [int(n) for n in re.findall(r"<text[^>]*>(\d+)</text>", page)]
+    kernel = torch.arange(1, 36, dtype=torch.float64).reshape(5, 7)
+    assert numbers == [*kernel.flatten().int().tolist(), *attention_matrix(kernel, (3, 4)).flatten().int().tolist()]

@@ -137,7 +137,7 @@ def test_label_maps_are_kept_without_the_images(kept):
         f"digit-scenes--{n}--{part}.png" for n in (1, 3) for part in ("ViT-XS_UPerNet-seed0", "truth")
     ]
     page = segmentation_figures.kept_pictures("digit-scenes", ds.classes, folder / "predictions").data
-    assert page.count("<img") == 4 and "2 test images" in page and "predictions of ViT-XS/UPerNet, seed 0." in page
+    assert page.count("<img src") == 4 and "2 test images" in page and "predictions of ViT-XS/UPerNet, seed 0." in page
     assert re.findall(r'alt="([^"]*)"', page)[:2] == ["truth, picture 1", "ViT-XS/UPerNet, seed 0, picture 1"]
     assert "0 test images" in segmentation_figures.kept_pictures("camvid", scenes.CAMVID, folder / "none").data
 

@@ -88,15 +88,6 @@ def test_released_speaks_before_paper():
     assert tables.verdict(2, ledger, "ViT", "ViT-LKCA") == "does not hold"
 
 
-def test_the_board_counts():
-    ledger = pair((60.0,), (65.0,)) + [made("ViT/1M", 0, 50.0, "sketch")]
-    totals = tables.totals(ledger)
-    assert (totals["cells_total"], totals["comparisons_total"]) == ("93", "27")
-    assert totals["runs_full"] == "4"  # both rows stand in Table 2 and in Table 4
-    assert (totals["holds"], totals["fails"], totals["undecided"], totals["not_run"]) == ("1", "0", "0", "26")
-    assert totals["sketch_runs"] == "1"
-
-
 def test_every_number_walks_back_to_its_record():
     ledger, _ = records.read()
     names = {r for t in zoo.TABLES for r in tables.table_runs(t, ledger).record}

@@ -1,4 +1,4 @@
-"""The interactive figure in a browser: keys, clicks and sliders choose the token; its panels show one thing."""
+"""The interactive figures in a browser: what keys, clicks and sliders choose is what is shown."""
 
 import json
 import re
@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 import torch
+from PIL import Image
 
-from lkca import equivalence
+from lkca import equivalence, scenes, segmentation_figures
 from lkca.operator import attention_matrix
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -60,15 +61,42 @@ def colour(v):
     return [247 + (e - 247) * abs(v) ** 0.7 for e in end]
 
 
+COMPARE = """
+<pre id="seen"></pre>
+<script>
+const pair = document.querySelector(".lkca-pair"), states = [];
+const see = () => states.push({
+  shown: [...pair.querySelectorAll("img")].map(side => [side.alt, side.src]),
+  border: getComputedStyle(pair).getPropertyValue("--border"),
+});
+const choose = (of, value) => {
+  const select = document.querySelector(`[data-of=${of}]`);
+  [select.value] = [value]; select.onchange();
+};
+see();
+choose("picture", 1); choose("left", 0); see();
+const slider = document.querySelector("input");
+slider.value = 10; slider.oninput(); see();
+document.querySelector("#seen").textContent = JSON.stringify(states);
+</script>
+"""
+
+
+def driven(page, folder):
+    """What the page's script leaves in ``#seen`` after it has run in the browser."""
+    file = folder / "page.html"
+    file.write_text(f"<!doctype html><meta charset=utf-8>{page}", encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
+    out = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120)
+    return json.loads(re.search(r'<pre id="seen">(.*?)</pre>', out.stdout, re.DOTALL)[1])
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
 def test_the_three_panels_move_in_step(tmp_path):
     grid = h, w = 3, 5
     kernel = equivalence._drawn(grid)[1]
     page = equivalence.sliding_figure(kernel, grid).data + DRIVE.replace("GRID", str(list(grid)))
-    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{page}", encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    out = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
-    states = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', out.stdout, re.DOTALL)[1])
+    states = driven(page, tmp_path)
 
     start = [(h - 1) // 2, (w - 1) // 2]
     moves = {"start": (0, 0), "image ArrowRight": (0, 1), "matrix ArrowDown": (1, 1), "kernel ArrowLeft": (1, 0),
@@ -87,3 +115,18 @@ def test_the_three_panels_move_in_step(tmp_path):
             assert (shown[:, 3] == 255).all()
             torch.testing.assert_close(shown[:, :3].double(), torch.tensor(list(map(colour, weights))).double(),
                                        rtol=0, atol=1.5)  # fmt: skip
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
+def test_any_two_pictures_lie_on_each_other(tmp_path):
+    columns = {
+        name: [Image.new("P", (4, 3), color=3 * i + j) for j in range(2)]
+        for i, name in enumerate(("truth", "one model", "another model"))
+    }
+    page = segmentation_figures._gallery(columns, scenes.CAMVID, "Two pictures.").data
+    first, chosen, moved = driven(page + COMPARE, tmp_path)
+    assert [alt for alt, _ in first["shown"]] == ["one model, picture 1", "another model, picture 1"]
+    assert [alt for alt, _ in chosen["shown"]] == ["truth, picture 2", "another model, picture 2"]
+    assert all(src == segmentation_figures._png(columns[alt.split(",")[0]][1]) for alt, src in chosen["shown"])
+    assert (first["border"], chosen["border"], moved["border"]) == ("50%", "50%", "10%")
+    assert moved["shown"] == chosen["shown"]
