@@ -42,7 +42,10 @@ def show(figure: Figure, caption: str, data: pd.DataFrame | None = None) -> HTML
     svg = out.getvalue()
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1)
     svg, text = svg.replace(INK, "currentColor"), html.escape(caption)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
+    least = (
+        f"--least: {57 * figure.get_figwidth():.0f}px"  # on a phone wider figures scroll, so that type stays legible
+    )
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}" style="{least}"', 1)
     folded = f"<details><summary>The data</summary>{table_html(data).data}</details>" if data is not None else ""
     return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption>{folded}</figure>')
 
@@ -125,7 +128,7 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
     frame = claims.gaps(ledger)
     marks = {"full": ("s", "ours, in full"), "sketch": ("o", "ours, sketch (a part of the data)")}
     with style():
-        figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+        figure = Figure(figsize=(6.2, 5.6), layout="constrained")
         ax = figure.subplots()
         ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
         for key, (mark, label) in marks.items():
@@ -159,7 +162,7 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str, protocol
     found = {c.change: tables.paired(*tables.cells(ledger, dataset, protocol, c)) for c in zoo.contrasts(size)}
     drawn = {change: d for change, d in found.items() if d}
     with style():
-        figure = Figure(figsize=(7.2, 0.42 * max(len(drawn), 1) + 1.1), layout="constrained")
+        figure = Figure(figsize=(6.2, 0.42 * max(len(drawn), 1) + 1.1), layout="constrained")
         ax = figure.subplots()
         for y, d in enumerate(drawn.values()):
             colour = {1: LKCA, -1: VIT, 0: "#777777"}[d.sign]

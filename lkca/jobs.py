@@ -61,7 +61,7 @@ def plan(
     Args:
         table: number of the table in the paper, or "controls".
         dataset: None for all of the table's own.
-        protocol: "released", "paper", "sketch", "smoke", or "auto": `released` where there is a CUDA device and the
+        protocol: one of `lkca.protocols.PROTOCOLS`, or "auto": `released` where there is a CUDA device and the
             data is present or can be downloaded, else `smoke`. `smoke` trains the rows on scikit-learn's digits, and
             its records go to ``results_root/scratch``, which all tables share; some tables then have fewer rows, see
             `zoo.Table`. Tables 6 and 7: "table6" or "table7" in place of `released`, "reduced", "smoke" (on scenes of

@@ -111,3 +111,10 @@ PROTOCOLS = {
         ),
     )
 }
+PROTOCOLS |= {
+    name: dataclasses.replace(
+        PROTOCOLS[of], name=name, cost=f"As `{of}`, with drop path 0.1 for every row.", drop_path=0.1
+    )
+    for of in ("released", "sketch")
+    for name in (f"{of}-drop-path",)
+}  # Table 5's small rows once more: as released, only some have stochastic depth

@@ -243,17 +243,11 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(lines, dtype=object)
 
 
-def passes_table(ledger: Sequence[Record], dataset: str, rows: Sequence[str]) -> pd.DataFrame:
-    """`released` - `paper` for some rows, paired by seed: what two more passes an epoch add (strings)."""
+def by_protocol(ledger: Sequence[Record], dataset: str, rows: Sequence[str], before: str, after: str) -> pd.DataFrame:
+    """One protocol against another for some rows, paired by seed: what their difference in settings does (strings)."""
     lines = []
     for row in rows:
-        paper, released = (of_cell(ledger, dataset, protocol, row) for protocol in ("paper", "released"))
-        lines.append(
-            {
-                "row": row,
-                "paper, 100 passes": _accuracy(paper),
-                "released, 300 passes": _accuracy(released),
-                "released − paper": interval(paired(paper, released)),
-            }
-        )
+        runs = {protocol: of_cell(ledger, dataset, protocol, row) for protocol in (before, after)}
+        line = {"row": row} | {protocol: _accuracy(found) for protocol, found in runs.items()}
+        lines.append(line | {f"{after} − {before}": interval(paired(runs[before], runs[after]))})
     return pd.DataFrame(lines, dtype=object)

@@ -195,6 +195,11 @@ def control_rows(size: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for c in contrasts(size) for name in (c.before, c.after)))
 
 
+def without_drop_path(group: str) -> tuple[str, ...]:
+    """The rows of a group of Table 5 that are released with less stochastic depth than LKCA's, or with none."""
+    return tuple(name for name in TABLES[5].groups[group] if isinstance(row(name), Comparator))
+
+
 def canonical(name: str) -> str:
     """The one name of a row, whichever of the paper's names it is called by."""
     return ALIASES.get(name, name)

@@ -140,7 +140,7 @@ def test_selection_is_best_minus_last():
     assert set(frame["protocol"]) == {"sketch"} and (frame["best − last, mean"].astype(float) >= 0).all()
 
 
-def test_passes_compares_released_with_paper():
+def test_protocols_are_compared_row_by_row():
     ledger = [made("ViT", 0, 60.0), made("ViT", 0, 55.0, protocol="paper")]
-    found = tables.passes_table(ledger, "cifar100", ["ViT", "ViT-LKCA"])["released − paper"]
+    found = tables.by_protocol(ledger, "cifar100", ["ViT", "ViT-LKCA"], "paper", "released")["released − paper"]
     assert found[0].startswith("+5.00 [") and found[0].endswith("n = 1") and found[1] == tables.NOT_RUN

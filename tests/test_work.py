@@ -15,11 +15,13 @@ TODO = [("digits", TINY, "ViT/0.5M-LKCA"), ("cifar10", TINY, "ViT/0.5M"), ("digi
 
 def test_the_order_is_by_what_a_cell_decides():
     everything = [(name, p.name, row) for name, p, row in work.cells()]
-    order, last = everything[:-12], everything[-12:]  # Tables 6 and 7 with two rows of our own come last
+    assert len(set(everything)) == len(everything)
+    order, drop_path, last = everything[:-20], everything[-20:-12], everything[-12:]
     assert [(name, protocol) for name, protocol, _ in last] == [("ade20k", "table6")] * 2 + [("ade20k", "table7")] * 10
-    assert (
-        len(order) == len(set(order)) == 36 + 8 + 23 + 22 + 28
-    )  # Tables 1-3, the main rows under `paper`, what 5 and 4 add, controls
+    assert {(name, protocol) for name, protocol, _ in drop_path} == {("tiny-imagenet", "released-drop-path")}
+    assert {row for *_, row in drop_path} == set(zoo.TABLES[5].groups["T"]) - {"ViT-Lite", "LKCA-T"}
+    # Tables 1-3, the main rows under `paper`, what 5 and 4 add, controls
+    assert len(order) == 36 + 8 + 23 + 22 + 28
     assert not {row for _, _, row in order[:-28]} & set(zoo.CONTROLS.rows)
     assert {row for _, _, row in order[-28:]} <= set(zoo.CONTROLS.rows)
     assert order[:4] == [("tiny-imagenet", "released", row) for row in work.MAIN_ROWS]
