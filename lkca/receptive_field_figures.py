@@ -140,7 +140,7 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
     """r(t) of one of TOKENS, a curve a model and a panel a state: mean over images, with the middle 80 % of them."""
     thresholds = np.union1d(np.arange(5, 101, 5), 100 * np.array(THRESHOLDS)).round() / 100
     states, names = (list(dict.fromkeys(key[i] for key in found)) for i in (1, 2))
-    images, lines = len(next(iter(found.values())).shares_BXY), {}
+    images = len(next(iter(found.values())).shares_BXY)
     with figures.style():
         figure = Figure(figsize=(3.6 * len(states), 3.4), layout="constrained")
         axes = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
@@ -152,7 +152,6 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
                 ax.fill_between(100 * thresholds, low, high, color=colour, alpha=0.15, lw=0)
                 marked = np.isin(thresholds, THRESHOLDS)
                 ax.plot(100 * thresholds[marked], r.mean(0)[marked], "o", color=colour, ms=4)
-                lines[f"{name}, {state}"] = _percents(thresholds, r.mean(0) / 100)
             ax.set_title(state, loc="left", fontsize=11)
             ax.set_xlabel("share of the gradient held, %")
             ax.grid(alpha=0.15, color=figures.INK)
@@ -161,9 +160,9 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
         caption = (
             f"How large a square around the {token} token must be to hold a share of its gradient, r(t). From left to "
             f"right: {', '.join(states)}. Mean over {images} images; the band is the middle 80 % of them, the dots are "
-            f"the shares {', '.join(_percents(THRESHOLDS, THRESHOLDS))}."
+            f"the shares {', '.join(_percents(THRESHOLDS, THRESHOLDS))}. The data: other tokens as well."
         )
-        return figures.show(figure, caption, pd.DataFrame(lines).T)
+        return figures.show(figure, caption, reach_table(found))
 
 
 def depth_figure(models: Models, images: Tensor, token: tuple[int, int] = (4, 4), threshold: float = 0.5) -> HTML:

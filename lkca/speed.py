@@ -1,4 +1,4 @@
-"""The tables of the book's page on speed: what `lkca.benchmark` measured, read from ``results/speed/``."""
+"""The figure and tables of the book's page on speed: what `lkca.benchmark` measured, read from ``results/speed/``."""
 
 import json
 from collections.abc import Sequence
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
+from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
-from lkca import complexity, records
+from lkca import complexity, figures, records
 from lkca.benchmark import SIZES, Setting
 from lkca.records import RESULTS, Record
 
@@ -47,6 +49,28 @@ def table(machine: dict, group: str) -> pd.DataFrame:
         )
         before = speed
     return pd.DataFrame(lines).fillna("")
+
+
+def ladder_figure(machine: dict) -> HTML:
+    """Images a second from a conventional training loop on, one change a bar."""
+    rates = [
+        (Setting(**r["setting"]).label, r["images_per_second"]) for r in machine["rates"] if r["group"] == "ladder"
+    ]
+    rates = [(label, speed) for label, speed in rates if speed is not None]
+    with figures.style():
+        figure = Figure(figsize=(6.2, 0.45 * len(rates) + 0.8), layout="constrained")
+        ax = figure.subplots()
+        bars = ax.barh(range(len(rates)), [speed for _, speed in rates], color=figures.LKCA)
+        ax.bar_label(bars, [f"{speed:,.0f}" for _, speed in rates], padding=3)
+        ax.set_yticks(range(len(rates)), [label for label, _ in rates])
+        ax.invert_yaxis()
+        ax.set_xlabel("images a second")
+        times = rates[-1][1] / rates[0][1]
+        caption = (
+            f"What each change to the training loop of ViT-LKCA is worth on {machine['device']}: {times:.1f} times "
+            f"from “{rates[0][0]}” to “{rates[-1][0]}”, each bar with all the changes above it."
+        )
+        return figures.show(figure, caption, table(machine, "ladder"))
 
 
 def provenance(machines: Sequence[dict]) -> pd.DataFrame:

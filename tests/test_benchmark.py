@@ -147,3 +147,11 @@ def test_engines_differ_by_less_than_their_seeds():
         for interval in frame["95 % interval"]:
             low, high = map(float, interval.strip("[]").split(","))
             assert low < 0 < high
+
+
+def test_the_ladder_is_drawn_from_what_was_measured():
+    machine = speed.read()[0]
+    page = speed.ladder_figure(machine).data
+    rates = [r["images_per_second"] for r in machine["rates"] if r["group"] == "ladder"]
+    assert f"{rates[-1] / rates[0]:.1f} times from" in page
+    assert all(f">{rate:,.0f}</text>" in page for rate in rates)

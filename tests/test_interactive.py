@@ -74,7 +74,7 @@ const choose = (of, value) => {
   [select.value] = [value]; select.onchange();
 };
 see();
-choose("picture", 1); choose("left", 0); see();
+choose("picture", 1); choose("left", 1); see();
 const slider = document.querySelector("input");
 slider.value = 10; slider.oninput(); see();
 document.querySelector("#seen").textContent = JSON.stringify(states);
@@ -125,8 +125,8 @@ def test_any_two_pictures_lie_on_each_other(tmp_path):
     }
     page = segmentation_figures._gallery(columns, scenes.CAMVID, "Two pictures.").data
     first, chosen, moved = driven(page + COMPARE, tmp_path)
-    assert [alt for alt, _ in first["shown"]] == ["one model, picture 1", "another model, picture 1"]
-    assert [alt for alt, _ in chosen["shown"]] == ["truth, picture 2", "another model, picture 2"]
+    assert [alt for alt, _ in first["shown"]] == ["truth, picture 1", "another model, picture 1"]
+    assert [alt for alt, _ in chosen["shown"]] == ["one model, picture 2", "another model, picture 2"]
     assert all(src == segmentation_figures._png(columns[alt.split(",")[0]][1]) for alt, src in chosen["shown"])
     assert (first["border"], chosen["border"], moved["border"]) == ("50%", "50%", "10%")
     assert moved["shown"] == chosen["shown"]
