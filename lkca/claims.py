@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lkca import records, segmentation_tables, tables, zoo
-from lkca.intervals import paired
+from lkca.intervals import Difference, paired
 from lkca.protocols import PROTOCOLS
 from lkca.records import Record, SegmentationRecord
 from lkca.tables import FULL, NOT_RUN, SHOWN, VERDICTS
@@ -135,13 +135,22 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"from {low} to {high}"
 
 
-def contrast_sentences(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, str]:
-    """What each contrast of a size does to accuracy on a data set, by its name: under the fullest protocol it has."""
-    words = {1: "gains accuracy", -1: "costs accuracy", 0: "no difference that these runs can tell"}
-    sentences = {}
+def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tuple[str, Difference]]:
+    """The contrasts of a size that have been run on a data set, by name: the fullest protocol of each, and the effect."""
+    found = {}
     for c in zoo.contrasts(size):
-        found = (paired(*tables.cells(ledger, dataset, protocol, c)) for protocol in SHOWN)
-        d = next(filter(None, found), None)
+        for protocol in reversed(SHOWN):  # the fullest last, so that it stays
+            d = paired(*tables.cells(ledger, dataset, protocol, c))
+            found |= {c.change: (protocol, d)} if d else {}
+    return found
+
+
+def contrast_sentences(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, str]:
+    """What each contrast of a size does to accuracy on a data set, by its name."""
+    words = {1: "gains accuracy", -1: "costs accuracy", 0: "no difference that these runs can tell"}
+    found, sentences = contrasts(ledger, dataset, size), {}
+    for c in zoo.contrasts(size):
+        _, d = found.get(c.change, (None, None))
         effect = f"{words[d.sign]}, {tables.interval(d)}" if d else NOT_RUN
         sentences[c.change] = f"{c.tells[0].upper()}{c.tells[1:]}: {effect}."
     return sentences

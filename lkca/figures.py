@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lkca import claims, complexity, data, rivals, tables, zoo
+from lkca.intervals import Difference
 from lkca.jobs import Job
 from lkca.provenance import Number, link
 from lkca.records import Record
@@ -133,9 +134,7 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
         for key, (mark, label) in marks.items():
             for y, d in frame[key].dropna().items():
-                colour = {1: LKCA, -1: VIT, 0: "#777777"}[d.sign]
-                error = [[d.mean - d.low], [d.high - d.mean]]
-                ax.errorbar(d.mean, y, xerr=error, fmt=mark, color=colour, capsize=3, lw=1.8, label=label)
+                _point(ax, d, y, mark, label)
                 label = None
         ax.axvline(0, color=INK, lw=1)
         for y in range(6, len(frame), 6):
@@ -157,24 +156,29 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         return show(figure, caption, shown)
 
 
-def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str, protocol: str) -> HTML:
-    """The contrasts of one size as points with their intervals, under one protocol; those not run are named."""
-    found = {c.change: tables.paired(*tables.cells(ledger, dataset, protocol, c)) for c in zoo.contrasts(size)}
-    drawn = {change: d for change, d in found.items() if d}
+def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
+    """The contrasts of one size as points with their intervals, each under its fullest protocol; those not run named."""
+    found = claims.contrasts(ledger, dataset, size)
     with style():
-        figure = Figure(figsize=(6.2, 0.42 * max(len(drawn), 1) + 1.1), layout="constrained")
+        figure = Figure(figsize=(6.2, 0.42 * max(len(found), 1) + 1.1), layout="constrained")
         ax = figure.subplots()
-        for y, d in enumerate(drawn.values()):
-            colour = {1: LKCA, -1: VIT, 0: "#777777"}[d.sign]
-            ax.errorbar(d.mean, y, xerr=[[d.mean - d.low], [d.high - d.mean]], fmt="o", color=colour, capsize=3, lw=1.8)
+        for y, (protocol, d) in enumerate(found.values()):
+            _point(ax, d, y, "o" if protocol == "sketch" else "s")
         ax.axvline(0, color=INK, lw=1)
-        ax.set_yticks(range(len(drawn)), list(drawn))
+        ax.set_yticks(range(len(found)), [f"{change}, {protocol}" for change, (protocol, _) in found.items()])
         ax.invert_yaxis()
         ax.set_xlabel("points of top-1, with 95 % interval")
         ax.grid(axis="x", alpha=0.15, color=INK)
-        missing = [change for change, d in found.items() if not d]
-        caption = f"What each change does to accuracy on {dataset} at {size} under {protocol}."
+        missing = [c.change for c in zoo.contrasts(size) if c.change not in found]
+        caption = f"What each change does to accuracy on {claims.NAMES.get(dataset, dataset)}, rows of {size}."
         return show(figure, caption + (f" Not run: {', '.join(missing)}." if missing else ""))
+
+
+def _point(ax: Axes, d: Difference, y: float, mark: str, label: str | None = None) -> None:
+    """A difference with its interval, blue above zero, orange below, grey where it contains zero."""
+    error = [[d.mean - d.low], [d.high - d.mean]]
+    colour = {1: LKCA, -1: VIT, 0: "#777777"}[d.sign]
+    ax.errorbar(d.mean, y, xerr=error, fmt=mark, color=colour, capsize=3, lw=1.8, label=label)
 
 
 def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (), dataset: str | None = None) -> HTML:

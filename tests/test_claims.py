@@ -143,6 +143,8 @@ def test_full_runs_speak_before_short_ones():
     ledger = [made(row, 0, top1, p) for p, d in (("sketch", -5), ("paper", 5))
               for row, top1 in (("ViT/0.5M", 40.0), ("ViT/0.5M-mean", 40.0 + d))]  # fmt: skip
     assert "gains accuracy, +5.00" in claims.contrast_sentences(ledger, "cifar100", "0.5M")["pooling"]
+    assert claims.contrasts(ledger, "cifar100", "0.5M")["pooling"][0] == "paper"
+    assert ">pooling, paper</text>" in figures.contrasts_figure(ledger, "cifar100", "0.5M").data
 
 
 def test_the_board_counts():
@@ -168,5 +170,5 @@ def test_the_page_shows_each_quote_once():
 
 
 def test_the_contrasts_figure_names_what_is_not_run():
-    text = figures.contrasts_figure([], "cifar100", "0.5M", "released").data
+    text = figures.contrasts_figure([], "cifar100", "0.5M").data
     assert "Not run: everything, pooling, mixer" in text
