@@ -136,7 +136,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tuple[str, Difference]]:
-    """The contrasts of a size that have been run on a data set, by name: the fullest protocol of each, and the effect."""
+    """The contrasts of a size that have been run on a data set: the fullest protocol of each, and the effect."""
     found = {}
     for c in zoo.contrasts(size):
         for protocol in reversed(SHOWN):  # the fullest last, so that it stays

@@ -157,7 +157,7 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
 
 
 def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
-    """The contrasts of one size as points with their intervals, each under its fullest protocol; those not run named."""
+    """The contrasts of one size with their intervals, each under its fullest protocol; those not run are named."""
     found = claims.contrasts(ledger, dataset, size)
     with style():
         figure = Figure(figsize=(6.2, 0.42 * max(len(found), 1) + 1.1), layout="constrained")
