@@ -7,9 +7,10 @@ Every sentence that holds a measured number is made here from the ledger, by the
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from lkca import records, segmentation_tables, tables, zoo
+from lkca import complexity, records, segmentation, segmentation_tables, tables, zoo
 from lkca.intervals import Difference, paired
 from lkca.protocols import PROTOCOLS
 from lkca.records import Record, SegmentationRecord
@@ -88,10 +89,10 @@ def board(ledger: Sequence[Record]) -> pd.DataFrame:
         full = {r.row for p in FULL for r in tables.select(t, ledger, p, dataset=dataset)}
         lines[f"Table {t}, {NAMES[dataset]}"] = {
             "rows": len(zoo.TABLES[t].rows),
-            "rows run in full": len(full),
+            "run in full": len(full),
+            "sketched": len({r.row for r in tables.select(t, ledger, "sketch", dataset=dataset)}),
             "comparisons": len(found),
             **{word: found.count(word) for word in VERDICTS},
-            "rows sketched": len({r.row for r in tables.select(t, ledger, "sketch", dataset=dataset)}),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -104,7 +105,7 @@ def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
     lines = []
     for t in PAIRED:
         paper = tables.published(t).top1
-        for vit, lkca in tables.pairs(t):
+        for vit, lkca in sorted(tables.pairs(t), key=_parameters):
             found = {p: tables.difference(t, ledger, p, vit, lkca) for p in SHOWN}
             line = {"dataset": NAMES[zoo.TABLES[t].dataset], "size": vit.partition("/")[2] or "2.69M"}
             line["paper"] = paper[lkca] - paper[vit]
@@ -113,19 +114,23 @@ def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _parameters(pair: tuple[str, str]) -> int:
+    return complexity.count(pair[0], **complexity.PRINTED_SETTING).params
+
+
 def gap_sentence(ledger: Sequence[Record]) -> str:
     """Who is ahead in the pairs of Tables 1-3, and by how much, in full runs and in short ones."""
     frame, sentences = gaps(ledger), []
-    for key, where in (("full", "In full"), ("sketch", "In short runs")):
+    for key, kind in (("full", "full"), ("sketch", "short")):
         found = [(paper, d) for paper, d in zip(frame.paper, frame[key], strict=True) if d]
         if not found:
-            sentences.append(f"{where}, none of the {len(frame)} pairs of Tables 1–3 has been run.")
+            sentences.append(f"None of the {len(frame)} pairs of Tables 1–3 has been run here in {kind}.")
             continue
         ahead, behind, undecided = ([d.sign for _, d in found].count(sign) or "none" for sign in (1, -1, 0))
         sentences.append(
-            f"{where}, {len(found)} of the {len(frame)} pairs of Tables 1–3: ViT-LKCA is ahead of its ViT in {ahead}, "
-            f"behind in {behind}, undecided in {undecided}. The differences are {_range([d.mean for _, d in found])} "
-            f"points, where the paper prints {_range([paper for paper, _ in found])}."
+            f"In {kind} runs of {len(found)} of the {len(frame)} pairs ViT-LKCA is ahead of its ViT in {ahead}, behind "
+            f"in {behind}, undecided in {undecided}: {_range([d.mean for _, d in found])} points, where the paper "
+            f"prints {_range([paper for paper, _ in found])}."
         )
     return " ".join(sentences)
 
@@ -133,6 +138,25 @@ def gap_sentence(ledger: Sequence[Record]) -> str:
 def _range(values: Sequence[float]) -> str:
     low, high = f"{min(values):+.2f}", f"{max(values):+.2f}"
     return low if low == high else f"from {low} to {high}"
+
+
+def steps_sentence(ledger: Sequence[Record], dataset: str, size: str) -> str:
+    """The published difference of a size as the sum of its three steps, over the seeds that all four rows have."""
+    everything, *steps = zoo.contrasts(size)[:4]
+    names = (steps[0].before, *(c.after for c in steps))
+    for protocol in SHOWN:
+        runs = [{r.seed: r.top1 for r in tables.of_cell(ledger, dataset, protocol, name)} for name in names]
+        seeds = sorted(set.intersection(*map(set, runs)))
+        if seeds:
+            means = [np.mean([top1[seed] for seed in seeds]) for top1 in runs]
+            reading, mixer, shape = np.diff(means)
+            return (
+                f"{everything.after} − {everything.before} on {NAMES.get(dataset, dataset)} is "
+                f"{means[-1] - means[0]:+.2f} points ({protocol}, {len(seeds)} seed{'s' * (len(seeds) > 1)}): "
+                f"{reading:+.2f} from reading the mean of the tokens instead of a class token, {mixer:+.2f} from the "
+                f"mixer, {shape:+.2f} from width and depth."
+            )
+    return f"The steps of the published comparison at {size} have {NOT_RUN.replace('not', 'not been')}."
 
 
 def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tuple[str, Difference]]:
@@ -146,24 +170,46 @@ def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tu
 
 
 def contrast_sentences(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, str]:
-    """What each contrast of a size does to accuracy on a data set, by its name."""
-    words = {1: "gains accuracy", -1: "costs accuracy", 0: "no difference that these runs can tell"}
+    """What each contrast of a size did to accuracy on a data set, by its name."""
+    words = {1: "gained accuracy", -1: "cost accuracy", 0: "no difference that these runs could tell"}
     found, sentences = contrasts(ledger, dataset, size), {}
     for c in zoo.contrasts(size):
-        _, d = found.get(c.change, (None, None))
-        effect = f"{words[d.sign]}, {tables.interval(d)}" if d else NOT_RUN
+        effect = NOT_RUN
+        if c.change in found:
+            protocol, d = found[c.change]
+            effect = f"{words[d.sign]}, {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}] ({protocol}, n = {d.n})"
         sentences[c.change] = f"{c.tells[0].upper()}{c.tells[1:]}: {effect}."
     return sentences
 
 
-def findings(ledger: Sequence[Record], segmentation: Sequence[SegmentationRecord]) -> dict[str, str]:
+def camvid_sentence(ledger: Sequence[SegmentationRecord]) -> str:
+    """How the two small rows of segmentation compare on CamVid, and how many classes neither has learned."""
+    names = tuple(segmentation.TINY)
+    rows = [segmentation_tables.of_cell(ledger, "camvid", "reduced", row) for row in names]
+    vit, lkca = ({r.seed: r for r in runs} for runs in rows)
+    deltas = [lkca[seed].miou - vit[seed].miou for seed in sorted(vit.keys() & lkca.keys())]
+    if not deltas:
+        return f"On CamVid: {NOT_RUN}."
+    hits = np.sum([r.intersection for runs in rows for r in runs], axis=0)
+    union = np.sum([r.union for runs in rows for r in runs], axis=0)
+    unknown = int((100 * hits / np.maximum(union, 1) < 0.05).sum())
+    return (
+        f"{names[1]} − {names[0]} is {np.mean(deltas):+.2f} points of mIoU (from {min(deltas):+.2f} to "
+        f"{max(deltas):+.2f}, {len(deltas)} seeds); {unknown} of {len(hits)} classes stand at 0.0 in both."
+    )
+
+
+def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> dict[str, str]:
     """What was found, for the front page to quote: a sentence or two under each name."""
     frame, sketch = claims(ledger), PROTOCOLS["sketch"]
+    measured = frame.basis.str.startswith("table ") & (frame.verdict != NOT_RUN)
     counted = ", ".join(f"{n} {PLURAL[word]}" for word, n in counts(frame).items())
-    camvid = segmentation_tables.difference(segmentation, "camvid")["mIoU"].item()
     return {
-        "claims": f"Of {len(frame)} claims, {counted}.",
+        "claims": f"Of {len(frame)} claims, some of which say the same, {counted}. "
+        f"{'Some' if measured.any() else 'No'} verdict rests on an accuracy that was measured here.",
         "short": f"{sketch.epochs * sketch.passes_per_epoch} passes over {sketch.train_images:,} training images",
-        "camvid": f"LKCA-XS − ViT-XS in mIoU on CamVid: {camvid}.",
+        "gap": gap_sentence(ledger),
+        "steps": steps_sentence(ledger, "cifar100", "0.5M"),
+        "camvid": camvid_sentence(scenes),
         **contrast_sentences(ledger, "cifar100", "0.5M"),
     }

@@ -42,13 +42,13 @@ def sliding_figure(kernel: Tensor, grid: Grid) -> HTML:
     return HTML(page.replace("/*NUMBERS*/", json.dumps(numbers, separators=(",", ":"))))
 
 
-def windows_figure(grid: Grid = (4, 4)) -> HTML:
+def windows_figure(grid: Grid = (3, 3)) -> HTML:
     """Three tokens, the window that each owns on the kernel, and the row that the window is in the score matrix.
 
     The kernel's numbers are those of its cells, read row by row: the matrix is `attention_matrix`'s.
     """
     h, w = grid
-    tokens = (0, 0), (h // 2, w // 4), (h - 1, w - 1)
+    tokens = (0, 0), (h // 2, w // 2), (h - 1, w - 1)
     kernel = torch.arange((2 * h - 1) * (2 * w - 1), dtype=torch.float64).reshape(2 * h - 1, 2 * w - 1)
     panels = {"tokens": torch.full(grid, torch.nan), "kernel": kernel, "score matrix": attention_matrix(kernel, grid)}
     corners = {  # of the three boxes in each panel: top, left, height, width
@@ -57,8 +57,8 @@ def windows_figure(grid: Grid = (4, 4)) -> HTML:
         "score matrix": lambda r, c: (r * w + c, 0, 1, h * w),
     }
     with figures.style():
-        figure = Figure(figsize=(9.2, 4.1), layout="constrained")
-        axes = figure.subplots(1, 3, width_ratios=[2, 3.5, 6])
+        figure = Figure(figsize=(6.2, 2.9), layout="constrained")
+        axes = figure.subplots(1, 3, width_ratios=[2.2, 4, 7])
         for ax, (name, values) in zip(axes, panels.items(), strict=True):
             ax.imshow(values.numpy(), cmap="cividis", alpha=0.55)
             ax.set_title(name, fontsize=11)
@@ -68,7 +68,7 @@ def windows_figure(grid: Grid = (4, 4)) -> HTML:
             ax.grid(color=figures.INK, lw=0.4, alpha=0.4)
             for i, j in itertools.product(*map(range, values.shape)):
                 if name != "tokens":
-                    ax.text(j, i, f"{int(values[i, j]) + 1}", ha="center", va="center", fontsize=6.5)
+                    ax.text(j, i, f"{int(values[i, j]) + 1}", ha="center", va="center", fontsize=7.5)
             for colour, (r, c) in zip(COLOURS.values(), tokens, strict=True):
                 top, left, height, width = corners[name](r, c)
                 box = Rectangle(
@@ -76,9 +76,10 @@ def windows_figure(grid: Grid = (4, 4)) -> HTML:
                 )
                 ax.add_patch(box)
         caption = (
-            f"The first token (blue), another (orange) and the last (green) of a grid of {h} × {w}: the window that "
-            f"each owns on the kernel of {2 * h - 1} × {2 * w - 1} numbers, and the row of the score matrix that this "
-            "window is, flattened. From the first to the last it goes from the bottom right to the top left."
+            f"A convolution as an attention, on {h} × {w} tokens. Each token owns a {h} × {w} window of the "
+            f"{2 * h - 1} × {2 * w - 1} kernel (blue: the first token, orange: another, green: the last). Flattened, "
+            "that window is the token's row of the score matrix. As the token moves right and down, its window moves "
+            "left and up."
         )
         return figures.show(figure, caption)
 

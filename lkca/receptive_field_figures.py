@@ -142,7 +142,7 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
     states, names = (list(dict.fromkeys(key[i] for key in found)) for i in (1, 2))
     images = len(next(iter(found.values())).shares_BXY)
     with figures.style():
-        figure = Figure(figsize=(3.6 * len(states), 3.4), layout="constrained")
+        figure = Figure(figsize=(3.1 * len(states), 3.2), layout="constrained")
         axes = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
         for ax, state in zip(axes, states, strict=True):
             for name, colour, dash in zip(names, COLOURS, DASHES, strict=False):
@@ -163,6 +163,19 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
             f"the shares {', '.join(_percents(THRESHOLDS, THRESHOLDS))}. The data: other tokens as well."
         )
         return figures.show(figure, caption, reach_table(found))
+
+
+def reach_sentence(found: Fields, token: str = "centre", threshold: float = 0.5) -> str:
+    """How large a square holds a share of a token's gradient after training, by model."""
+    areas = [
+        f"{100 * rf.curve(*field, [threshold]).mean():.1f} % for {name}"
+        for (where, state, name), field in found.items()
+        if (where, state) == (token, "trained")
+    ]
+    return (
+        f"After training, {100 * threshold:.0f} % of the {token} token's gradient lies in a square of so much of the "
+        f"image: {', '.join(areas)}."
+    )
 
 
 def depth_figure(models: Models, images: Tensor, token: tuple[int, int] = (4, 4), threshold: float = 0.5) -> HTML:
@@ -284,7 +297,7 @@ def explained_sentence(model: ViT, images: Tensor) -> str:
     """The two shares of `rf.explained`, mean over layers and heads, in words."""
     fixed, kernel = (100 * share.mean().item() for share in rf.explained(rf.attention_maps(model, images), GRID))
     return (
-        "Of the attention of a trained ViT/0.5M (its variance about uniform attention, mean over layers and heads) a "
-        f"fixed matrix for each head explains {fixed:.1f} %, and a kernel for each head {kernel:.1f} %. LKCA, with one "
-        "kernel for all heads, can express no more than that."
+        f"In one ViT/0.5M after one short run, of how its attention differs from uniform {fixed:.1f} % is the same for "
+        f"every image, and {kernel:.1f} % is the same for every image and every place (variance, mean over layers and "
+        f"heads). LKCA, with one kernel for all heads, could express no more than the {kernel:.1f} %."
     )

@@ -14,6 +14,8 @@ from lkca.comparators import Comparator
 from lkca.provenance import Number
 from lkca.records import Record
 
+SIZES = {"T": "about 1M", "S": "about 2.7M", "B": "6 to 14M"}  # of the groups, in parameters
+
 
 def counts(table: int) -> pd.DataFrame:
     """Parameters and MACs of every row: printed, as counted at the print's setting and at the table's, in full."""
@@ -22,7 +24,7 @@ def counts(table: int) -> pd.DataFrame:
     true = {"image_size": last.image_size, "num_classes": last.classes}
     here, lines = f"at {last.image_size} px, {last.classes} classes", {}
     for row in (*spec.rows, *spec.extra):
-        at, r = complexity.printed_at(row), zoo.row(row)
+        at = complexity.printed_at(row)
         again, ours = complexity.count(row, **at), complexity.count(row, **true)
         pair = f"{again.params_paper / 1e6:.2f}M", f"{again.macs_paper / 1e6:.2f}M"
         printed = (paper.params[row], paper.flops[row]) if row in paper.index else None
@@ -36,7 +38,6 @@ def counts(table: int) -> pd.DataFrame:
             (here, "params"): f"{ours.params / 1e6:.2f}M",
             (here, "FLOPs"): f"{ours.macs_paper / 1e6:.2f}M",
             (here, "all products"): f"{complexity.products(row, **true) / 1e6:.2f}M",
-            ("", "why not"): r.deviation or "",
         }
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
@@ -50,7 +51,7 @@ def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         *others, lkca = spec.groups[group]
         paper = tables.published(table, dataset).top1
         best = paper[others].idxmax()
-        line = {"LKCA": lkca, "paper": f"{paper[lkca] - paper[best]:+.2f} against {best}"}
+        line = {"LKCA": lkca, "the paper's": f"{paper[lkca] - paper[best]:+.2f} against {best}"}
         for protocol in tables.SHOWN:
             found = {r: d for r, d in tables.rivals(table, ledger, protocol, group, dataset).items() if d}
             ahead = min(found, key=lambda r: found[r].mean, default=None)
@@ -58,7 +59,7 @@ def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
             if ahead:
                 text = f"{tables.interval(found[ahead])} against {ahead}, the best of {len(found)} run of {len(others)}"
                 line[f"ours, {protocol}"] = Number(text, found[ahead].runs)
-        lines[f"{dataset}, {group}"] = line | {"claim": tables.group_verdict(table, ledger, group, dataset)}
+        lines[f"{dataset}, {SIZES[group]}"] = line | {"claim": tables.group_verdict(table, ledger, group, dataset)}
     return pd.DataFrame.from_dict(lines, orient="index", dtype=object)
 
 

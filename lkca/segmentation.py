@@ -57,6 +57,7 @@ _FPN = (
     "wide, and cut off instead of rounded."
 )
 _BASE = {"dim": 768, "heads": 12, "patch_size": 32}
+_SWAPPED = "Table 6 seems to print its parameters as FLOPs and its FLOPs as parameters: these are the two, exchanged."
 _SMALL = {"dim": 384, "heads": 6, "patch_size": 32}
 _TINY = {"dim": 96, "depth": 6, "heads": 4, "patch_size": 8}
 _SWIN = {"dim": 84, "heads": 3, "drop_path": 0.3}
@@ -64,7 +65,7 @@ ROWS = {
     "ViT-B/UPerNet": Row("vit", "upernet", 512, **_BASE, findings=(_PATCH_32,)),
     "LKCA-B/UPerNet": Row(
         "lkca", "upernet", 512, **_BASE, mlp_ratio=3,
-        findings=(_PATCH_32, "Table 6 prints its parameters as FLOPs and its FLOPs as parameters."),
+        findings=(_PATCH_32, _SWAPPED),
     ),
     "ViT-S/UPerNet": Row("vit", "upernet", 512, **_SMALL, findings=(_PATCH_32,)),
     "ResNet-50/UPerNet": Row(

@@ -31,9 +31,9 @@ def curves(table: int, ledger: Sequence[SegmentationRecord]) -> HTML:
     """aAcc and mIoU of the ten best classes over iterations: the paper's points dashed, ours whole where run."""
     paper = tables.published(table)
     with style():
-        figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+        figure = Figure(figsize=(6.2, 6.8), layout="constrained")
         for ax, key, ours, label in zip(
-            figure.subplots(1, 2), ("aacc", "miou"), ("aacc", "miou10"), ("aAcc, %", "mIoU, 10 best, %"), strict=True
+            figure.subplots(2, 1), ("aacc", "miou"), ("aacc", "miou10"), ("aAcc, %", "mIoU, 10 best, %"), strict=True
         ):
             for row, lines in paper.groupby("row", sort=False):
                 r = segmentation.row(row)
@@ -50,7 +50,7 @@ def curves(table: int, ledger: Sequence[SegmentationRecord]) -> HTML:
             ax.set_xlabel("iterations")
             ax.set_ylabel(label)
             ax.grid(axis="y", alpha=0.15, color=INK)
-        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
         last = paper[paper.iterations == paper.iterations.max()]
         words = "; ".join(f"{line.row} {line.aacc:.2f} and {line.miou:.2f}" for line in last.itertuples())
         run = sum(bool(tables.of_cell(ledger, tables.DATASET, f"table{table}", row)) for row in set(paper.row))
@@ -115,10 +115,11 @@ def _coloured(labels: np.ndarray) -> Image.Image:
     return image
 
 
-def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], caption: str) -> HTML:
+def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], caption: str, beside: str) -> HTML:
     """Pictures in columns with names, any two of one line laid on each other with a border that moves.
 
-    The classes' colours stand below, and every picture has words. It needs nothing but a browser.
+    It opens with the columns "truth" and ``beside``. The classes' colours stand below, and every picture has words.
+    It needs nothing but a browser.
     """
     rows = f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in columns)}</tr>"
     for i in range(len(next(iter(columns.values()), []))):
@@ -131,7 +132,7 @@ def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], capt
         for name, colour in zip(classes, _COLOURS, strict=True)
     )
     page = (Path(__file__).parent / "comparing.html").read_text(encoding="utf-8")
-    for place, text in (("gallery", rows), ("key", key), ("caption", html.escape(caption))):
+    for place, text in (("beside", beside), ("caption", html.escape(caption)), ("key", key), ("gallery", rows)):
         page = page.replace(f"{{{{{place}}}}}", text)
     return HTML(page)
 
@@ -151,7 +152,7 @@ def digit_pictures(ledger: Sequence[SegmentationRecord], numbers: Sequence[int] 
     caption = (
         f"Scenes from the test set with their truth, and the predictions of {', '.join(list(columns)[2:]) or 'none'}."
     )
-    return _gallery(columns, ds.classes, caption)
+    return _gallery(columns, ds.classes, caption, "scene")
 
 
 def keep_predictions(
@@ -184,7 +185,7 @@ def kept_pictures(dataset: str, classes: Sequence[str], folder: Path = PICTURES)
         f"count, and the predictions of {' and '.join(list(columns)[1:]) or 'none'}. The images themselves are not "
         "ours to show."
     )
-    return _gallery(columns, classes, caption)
+    return _gallery(columns, classes, caption, list(columns)[-1] if columns else "")
 
 
 def trained(job: Job, found: Sequence[SegmentationRecord]) -> HTML:

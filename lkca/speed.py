@@ -73,6 +73,22 @@ def ladder_figure(machine: dict) -> HTML:
         return figures.show(figure, caption, table(machine, "ladder"))
 
 
+def spread_sentence(machine: dict) -> str:
+    """How far the rates of one setting lie apart that was measured more than once."""
+    rates: dict[tuple, list[float]] = {}
+    for r in machine["rates"]:
+        setting = {k: v for k, v in r["setting"].items() if k != "label"}
+        if r["images_per_second"]:
+            rates.setdefault(tuple(setting.values()), []).append(r["images_per_second"])
+    apart = [max(found) / min(found) - 1 for found in rates.values() if len(found) > 1]
+    if not apart:
+        return f"{machine['device']}: no setting was measured twice."
+    return (
+        f"{machine['device']}: {len(apart)} settings were measured more than once, and their rates lie up to "
+        f"{100 * max(apart):.0f} % apart. Smaller differences on this page say nothing."
+    )
+
+
 def provenance(machines: Sequence[dict]) -> pd.DataFrame:
     """Which machines were measured, when, with what and at which commit; those of WANTED that were not say so."""
     lines = [

@@ -116,9 +116,9 @@ def compare(table: int, ledger: Sequence[Record], dataset: str | None = None) ->
         mark = "*" if zoo.row(row).deviation else ""
         printed = paper.loc[row] if row in paper.index else None
         line = {
-            ("paper", "top-1"): "" if printed is None else f"{printed.top1:.2f}",
-            ("paper", "params"): "" if printed is None else printed.params,
-            ("paper", "FLOPs"): "" if printed is None else printed.flops,
+            ("the paper's", "top-1"): "" if printed is None else f"{printed.top1:.2f}",
+            ("the paper's", "params"): "" if printed is None else printed.params,
+            ("the paper's", "FLOPs"): "" if printed is None else printed.flops,
             ("counted here", "params"): f"{ours.params_paper / 1e6:.2f}M{mark}",
             ("counted here", "FLOPs"): f"{ours.macs_paper / 1e6:.2f}M{mark}",
         }
@@ -156,11 +156,9 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     words = {1: "LKCA ahead", -1: "ViT ahead", 0: "undecided"}
     lines = {}
     for vit, lkca in pairs(table):
-        found = {p: difference(table, ledger, p, vit, lkca) for p in SHOWN}
-        line = {"paper": f"{paper[lkca] - paper[vit]:+.2f}"}
-        for protocol, d in found.items():
-            line[f"ours, {protocol}"] = interval(d)
-        line["claim"] = verdict(table, ledger, vit, lkca)
+        found = {p: difference(table, ledger, p, vit, lkca) for p in reversed(SHOWN)}
+        line = {"the paper's": f"{paper[lkca] - paper[vit]:+.2f}", "claim": verdict(table, ledger, vit, lkca)}
+        line |= {f"ours, {protocol}": interval(d) for protocol, d in found.items()}
         line["direction in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
         lines[f"{lkca} − {vit}"] = line
     return pd.DataFrame.from_dict(lines, orient="index", dtype=object)

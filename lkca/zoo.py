@@ -175,14 +175,20 @@ def contrasts(size: str) -> tuple[Contrast, ...]:
     return (
         Contrast("everything", vit, lkca, "the published comparison"),
         Contrast("pooling", vit, f"{vit}-mean", "reading the mean of the tokens instead of a [class] token"),
-        Contrast("mixer", f"{vit}-mean", f"{lkca}-same", "LKCA instead of self-attention, same width and depth"),
-        Contrast("size", f"{lkca}-same", lkca, "the published width and depth instead of the ViT's"),
+        Contrast(
+            "mixer",
+            f"{vit}-mean",
+            f"{lkca}-same",
+            "LKCA instead of self-attention in a ViT that reads the mean, same width and depth, fewer parameters",
+        ),
+        Contrast("size", f"{lkca}-same", lkca, "the published width and depth instead of the ViT's, more parameters"),
         Contrast(
             "both mixers",
             f"{vit}-mean",
             f"{vit}-both",
-            "LKCA added after self-attention, as the text says, with more parameters",
+            "LKCA added after self-attention in a ViT that reads the mean, more parameters",
         ),
+        Contrast("as the text", vit, f"{vit}-both", "the text's model, with both mixers, instead of the ViT"),
         Contrast("reach", f"{lkca}-3x3", lkca, "a kernel over the whole image instead of 3 x 3"),
         Contrast("kernels, groups", lkca, f"{lkca}-heads", "a kernel for each group of channels"),
         Contrast("kernels, channels", lkca, f"{lkca}-channels", "a kernel for each channel"),

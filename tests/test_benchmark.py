@@ -155,3 +155,15 @@ def test_the_ladder_is_drawn_from_what_was_measured():
     rates = [r["images_per_second"] for r in machine["rates"] if r["group"] == "ladder"]
     assert f"{rates[-1] / rates[0]:.1f} times from" in page
     assert all(f">{rate:,.0f}</text>" in page for rate in rates)
+
+
+def test_rates_measured_twice_say_how_far_to_trust_them():
+    machine = speed.read()[0]
+    assert "no setting was measured twice" in speed.spread_sentence(machine | {"rates": machine["rates"][:1]})
+    again = machine["rates"][0] | {
+        "group": "again",
+        "images_per_second": 1.5 * machine["rates"][0]["images_per_second"],
+    }
+    assert "1 settings were measured more than once, and their rates lie up to 50 % apart" in speed.spread_sentence(
+        machine | {"rates": [machine["rates"][0], again]}
+    )

@@ -123,7 +123,7 @@ def test_any_two_pictures_lie_on_each_other(tmp_path):
         name: [Image.new("P", (4, 3), color=3 * i + j) for j in range(2)]
         for i, name in enumerate(("truth", "one model", "another model"))
     }
-    page = segmentation_figures._gallery(columns, scenes.CAMVID, "Two pictures.").data
+    page = segmentation_figures._gallery(columns, scenes.CAMVID, "Two pictures.", "another model").data
     first, chosen, moved = driven(page + COMPARE, tmp_path)
     assert [alt for alt, _ in first["shown"]] == ["truth, picture 1", "another model, picture 1"]
     assert [alt for alt, _ in chosen["shown"]] == ["one model, picture 2", "another model, picture 2"]
