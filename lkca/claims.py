@@ -140,23 +140,28 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"from {low} to {high}"
 
 
-def steps_sentence(ledger: Sequence[Record], dataset: str, size: str) -> str:
-    """The published difference of a size as the sum of its three steps, over the seeds that all four rows have."""
+def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
+    """The published difference of a size as the sum of its three steps, over the seeds that all four rows have.
+
+    A sentence for each data set that has such seeds, under the fullest protocol of each; or one that there is none.
+    """
     everything, *steps = zoo.contrasts(size)[:4]
-    names = (steps[0].before, *(c.after for c in steps))
-    for protocol in SHOWN:
-        runs = [{r.seed: r.top1 for r in tables.of_cell(ledger, dataset, protocol, name)} for name in names]
-        seeds = sorted(set.intersection(*map(set, runs)))
-        if seeds:
+    rows, sentences = (steps[0].before, *(c.after for c in steps)), []
+    for dataset, name in NAMES.items():
+        for protocol in SHOWN:
+            runs = [{r.seed: r.top1 for r in tables.of_cell(ledger, dataset, protocol, row)} for row in rows]
+            seeds = set.intersection(*map(set, runs))
+            if not seeds:
+                continue
             means = [np.mean([top1[seed] for seed in seeds]) for top1 in runs]
             reading, mixer, shape = np.diff(means)
-            return (
-                f"{everything.after} − {everything.before} on {NAMES.get(dataset, dataset)} is "
-                f"{means[-1] - means[0]:+.2f} points ({protocol}, {len(seeds)} seed{'s' * (len(seeds) > 1)}): "
-                f"{reading:+.2f} from reading the mean of the tokens instead of a class token, {mixer:+.2f} from the "
-                f"mixer, {shape:+.2f} from width and depth."
+            sentences.append(
+                f"{everything.after} − {everything.before} on {name} is {means[-1] - means[0]:+.2f} points ({protocol}, "
+                f"{len(seeds)} seed{'s' * (len(seeds) > 1)}): {reading:+.2f} from reading the mean of the tokens instead "
+                f"of a class token, {mixer:+.2f} from the mixer, {shape:+.2f} from width and depth."
             )
-    return f"The steps of the published comparison at {size} have {NOT_RUN.replace('not', 'not been')}."
+            break
+    return sentences or [f"The steps of the published comparison at {size} have not been run."]
 
 
 def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tuple[str, Difference]]:
@@ -209,7 +214,7 @@ def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> 
         f"{'Some' if measured.any() else 'No'} verdict rests on an accuracy that was measured here.",
         "short": f"{sketch.epochs * sketch.passes_per_epoch} passes over {sketch.train_images:,} training images",
         "gap": gap_sentence(ledger),
-        "steps": steps_sentence(ledger, "cifar100", "0.5M"),
+        "steps": " ".join(steps_sentences(ledger, "0.5M")),
         "camvid": camvid_sentence(scenes),
         **contrast_sentences(ledger, "cifar100", "0.5M"),
     }

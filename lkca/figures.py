@@ -44,7 +44,7 @@ def show(figure: Figure, caption: str, data: pd.DataFrame | None = None) -> HTML
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1)
     svg, text = svg.replace(INK, "currentColor"), html.escape(caption)
     least = (
-        f"--least: {57 * figure.get_figwidth():.0f}px"  # on a phone wider figures scroll, so that type stays legible
+        f"--least: {52 * figure.get_figwidth():.0f}px"  # on a phone wider figures scroll, so that type stays legible
     )
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}" style="{least}"', 1)
     folded = f"<details><summary>The data</summary>{table_html(data).data}</details>" if data is not None else ""

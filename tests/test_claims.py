@@ -139,10 +139,13 @@ def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     top1 = {"ViT/0.5M": 16.0, "ViT/0.5M-mean": 13.0, "ViT/0.5M-LKCA-same": 13.5, "ViT/0.5M-LKCA": 14.25}
     ledger = [made(row, seed, value + seed, "sketch") for row, value in top1.items() for seed in (0, 1)]
     ledger += [made("ViT/0.5M", 2, 90.0, "sketch"), made("ViT/0.5M-LKCA", 2, 10.0, "sketch")]
-    found = claims.steps_sentence(ledger, "cifar100", "0.5M")
+    (found,) = claims.steps_sentences(ledger, "0.5M")
     assert "is -1.75 points (sketch, 2 seeds): -3.00 from reading" in found
     assert "+0.50 from the mixer, +0.75 from width and depth." in found
-    assert "have not been run" in claims.steps_sentence(ledger, "cifar10", "0.5M")
+    assert "have not been run" in claims.steps_sentences(ledger, "2.69M")[0]
+    full = [made(row, 0, value, "paper", dataset) for row, value in top1.items() for dataset in ("cifar100", "cifar10")]
+    first, second = claims.steps_sentences(ledger + full, "0.5M")
+    assert "on CIFAR-10 " in first and "on CIFAR-100 is -1.75 points (paper, 1 seed)" in second
 
 
 def test_camvid_in_words():
