@@ -156,9 +156,9 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
             means = [np.mean([top1[seed] for seed in seeds]) for top1 in runs]
             reading, mixer, shape = np.diff(means)
             sentences.append(
-                f"{everything.after} − {everything.before} on {name} is {means[-1] - means[0]:+.2f} points ({protocol}, "
-                f"{len(seeds)} seed{'s' * (len(seeds) > 1)}): {reading:+.2f} from reading the mean of the tokens instead "
-                f"of a class token, {mixer:+.2f} from the mixer, {shape:+.2f} from width and depth."
+                f"{everything.after} − {everything.before} on {name} is {means[-1] - means[0]:+.2f} points "
+                f"({protocol}, {len(seeds)} seed{'s' * (len(seeds) > 1)}): {reading:+.2f} from reading the mean of "
+                f"the tokens instead of a class token, {mixer:+.2f} from the mixer, {shape:+.2f} from width and depth."
             )
             break
     return sentences or [f"The steps of the published comparison at {size} have not been run."]
