@@ -39,6 +39,21 @@ def with_weights(dataset: str, protocol: str, results_root: Path = RESULTS) -> l
     return sorted(found, key=lambda r: list(zoo.ROWS).index(r.row))
 
 
+def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) -> dict[str, Record]:
+    """The kept runs of a ViT, of its LKCA, and of the 3 x 3 control where there is one.
+
+    Raises ValueError, naming the rows there are, if the weights of the first two were not both kept.
+    """
+    found = {r.row: r for r in with_weights(dataset, protocol, results_root)}
+    if not {vit, f"{vit}-LKCA"} <= found.keys():
+        pairs = [row for row in found if f"{row}-LKCA" in found]
+        raise ValueError(
+            f"there are no weights of {vit!r} and its LKCA, trained on {dataset} under {protocol}; take one of "
+            f"{', '.join(map(repr, pairs)) or 'none'}, or train them with keep_weights=True"
+        )
+    return {row: found[row] for row in (vit, f"{vit}-LKCA", f"{vit}-LKCA-3x3") if row in found}
+
+
 def model_of(record: Record, *, trained: bool, results_root: Path = RESULTS) -> ViT:
     """The model of a run, in evaluation mode: with its trained weights, or freshly initialised."""
     torch.manual_seed(record.seed)
