@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from lkca import complexity, figures, speed
+from lkca import complexity, rendering, speed
 from lkca.operator import FORMS, attention_matrix, lkca
 
 COLOURS = dict(zip(FORMS, ("#0072B2", "#D55E00", "#009E73"), strict=True))  # Okabe and Ito's
@@ -32,14 +32,14 @@ def sliding_figure(kernel: Tensor, grid: Grid) -> HTML:
 
     ``kernel`` is (2h-1, 2w-1); the matrix it shows is `attention_matrix`'s. It needs nothing but a browser.
     """
-    page = (Path(__file__).parent / "sliding.html").read_text(encoding="utf-8")
+    template = (Path(__file__).parent / "sliding.html").read_text(encoding="utf-8")
     top = kernel.abs().max()
     numbers = {
         "grid": grid,
         "kernel": (kernel / top).round(decimals=3).tolist(),
         "matrix": (attention_matrix(kernel, grid) / top).round(decimals=3).tolist(),
     }
-    return HTML(page.replace("/*NUMBERS*/", json.dumps(numbers, separators=(",", ":"))))
+    return HTML(template.replace("/*NUMBERS*/", json.dumps(numbers, separators=(",", ":"))))
 
 
 def windows_figure(grid: Grid = (3, 3)) -> HTML:
@@ -56,7 +56,7 @@ def windows_figure(grid: Grid = (3, 3)) -> HTML:
         "kernel": lambda r, c: (h - 1 - r, w - 1 - c, h, w),
         "score matrix": lambda r, c: (r * w + c, 0, 1, h * w),
     }
-    with figures.style():
+    with rendering.style():
         figure = Figure(figsize=(6.2, 2.9), layout="constrained")
         axes = figure.subplots(1, 3, width_ratios=[2.2, 4, 7])
         for ax, (name, values) in zip(axes, panels.items(), strict=True):
@@ -65,7 +65,7 @@ def windows_figure(grid: Grid = (3, 3)) -> HTML:
             ax.set_xticks(np.arange(values.shape[1] + 1) - 0.5, [])
             ax.set_yticks(np.arange(values.shape[0] + 1) - 0.5, [])
             ax.tick_params(length=0)
-            ax.grid(color=figures.INK, lw=0.4, alpha=0.4)
+            ax.grid(color=rendering.INK, lw=0.4, alpha=0.4)
             for i, j in itertools.product(*map(range, values.shape)):
                 if name != "tokens":
                     ax.text(j, i, f"{int(values[i, j]) + 1}", ha="center", va="center", fontsize=7.5)
@@ -81,7 +81,7 @@ def windows_figure(grid: Grid = (3, 3)) -> HTML:
             "that window is the token's row of the score matrix. As the token moves right and down, its window moves "
             "left and up."
         )
-        return figures.show(figure, caption)
+        return rendering.show(figure, caption)
 
 
 def agreement_table(grids: Sequence[Grid]) -> pd.DataFrame:
@@ -194,7 +194,7 @@ def macs_table(vit: str = "ViT", lkca_row: str = "ViT-LKCA") -> pd.DataFrame:
 
 def forms_figure(machine: dict) -> HTML:
     """Measured time of the three forms against the grid's side, for one machine of `lkca.benchmark`."""
-    with figures.style():
+    with rendering.style():
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         ax = figure.subplots()
         for form in FORMS:
@@ -208,7 +208,7 @@ def forms_figure(machine: dict) -> HTML:
         ax.minorticks_off()
         ax.set_xlabel("tokens a side")
         ax.set_ylabel("µs a token")
-        ax.grid(alpha=0.15, color=figures.INK)
+        ax.grid(alpha=0.15, color=rendering.INK)
         ax.legend(fontsize=9)
         frame = speed.forms_table(machine)
         slower = frame["conv / fastest"].astype(int)
@@ -218,4 +218,4 @@ def forms_figure(machine: dict) -> HTML:
             f"Sides at which each is fastest: {'; '.join(f'{form} {sides}' for form, sides in won.items())}. The "
             f"convolution takes {slower.min()} to {slower.max()} times as long as the fastest."
         )
-        return figures.show(figure, caption, frame)
+        return rendering.show(figure, caption, frame)

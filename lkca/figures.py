@@ -1,12 +1,9 @@
-"""How the book shows a table: HTML that follows the page's light or dark mode, and the accuracy figure."""
+"""The figures and tables of classification as the book shows them: claims, gaps, controls, and Tables 1-5."""
 
-import contextlib
 import html
-import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
@@ -17,70 +14,8 @@ from matplotlib.ticker import LogLocator
 from lkca import claims, complexity, data, rivals, tables, zoo
 from lkca.intervals import Difference
 from lkca.jobs import Job
-from lkca.provenance import Number, link
 from lkca.records import Record
-
-INK = "#010203"  # replaced by the page's own text colour
-VIT, LKCA = "#D55E00", "#0072B2"  # Okabe and Ito's vermillion and blue
-
-
-def style() -> contextlib.AbstractContextManager:
-    """Matplotlib's settings for a figure that `show` puts into the page."""
-    ink = ("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor")
-    return matplotlib.rc_context(
-        dict.fromkeys(ink, INK) | {"svg.fonttype": "none", "svg.hashsalt": "lkca", "font.size": 10}
-        | {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    )  # fmt: skip
-
-
-def show(figure: Figure, caption: str, data: pd.DataFrame | None = None) -> HTML:
-    """A figure in the page's own text colour, as wide as the page, with the caption as its alternative text.
-
-    ``data``, as text, is what the figure draws: it stands below, folded.
-    """
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1)
-    svg, text = svg.replace(INK, "currentColor"), html.escape(caption)
-    least = (
-        f"--least: {52 * figure.get_figwidth():.0f}px"  # on a phone wider figures scroll, so that type stays legible
-    )
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}" style="{least}"', 1)
-    folded = f"<details><summary>The data</summary>{table_html(data).data}</details>" if data is not None else ""
-    return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption>{folded}</figure>')
-
-
-def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
-    """A frame of strings as an HTML table in the page's colours; "not run" is muted, ``notes`` stand below.
-
-    A `provenance.Number` links to its records.
-    """
-    cells = frame.rename(index=_escaped, columns=_escaped).map(_cell)
-    body = cells.to_html(classes="lkca-table", border=0, index=not isinstance(frame.index, pd.RangeIndex), escape=False)
-    body = body.replace(f"<td>{tables.NOT_RUN}</td>", f'<td class="not-run">{tables.NOT_RUN}</td>')
-    below = "".join(f'<p class="lkca-note">{html.escape(note)}</p>' for note in notes)
-    return HTML(f'<div class="lkca-scroll" tabindex="0">{body}</div>{below}')
-
-
-def _escaped(label: object) -> object:
-    return html.escape(label) if isinstance(label, str) else label
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, Number) and value.runs:
-        return f'<a href="{html.escape(link(value.runs))}">{html.escape(value)}</a>'
-    return _escaped(value)
-
-
-def listed(sentences: Iterable[str]) -> HTML:
-    """Sentences as a list."""
-    return HTML(f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>")
-
-
-def stacked_tables(machines: Sequence[dict], table: Callable[[dict], pd.DataFrame]) -> HTML:
-    """The same table for each measured machine, under its name."""
-    return HTML("".join(f"<h4>{html.escape(m['device'])}</h4>{table_html(table(m)).data}" for m in machines))
+from lkca.rendering import INK, LKCA, VIT, show, style, table_html
 
 
 def trained(job: Job, found: Sequence[Record]) -> HTML:
@@ -220,21 +155,21 @@ def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (),
     return table_html(frame, notes)
 
 
-def _curve(ax: Axes, rows: Sequence[str], points: dict, colour: str, **style: object) -> None:
+def _curve(ax: Axes, rows: Sequence[str], points: dict, colour: str, **look: object) -> None:
     x = [complexity.count(r, **complexity.PRINTED_SETTING).params_paper / 1e6 for r in rows if r in points]
     y = [points[r][0] for r in rows if r in points]
     error = [points[r][1] for r in rows if r in points]
     order = np.argsort(x)
     x, y, error = (np.array(v, float)[order] for v in (x, y, error))
-    ax.errorbar(x, y, yerr=error if error.any() else None, color=colour, capsize=2, lw=1.8, ms=6, **style)
+    ax.errorbar(x, y, yerr=error if error.any() else None, color=colour, capsize=2, lw=1.8, ms=6, **look)
 
 
 def _panel(ax: Axes, table: int, series: list[tuple[str, dict, dict]], title: str) -> None:
     vits, lkcas = zip(*tables.pairs(table), strict=True)
-    for label, points, style in series:
+    for label, points, look in series:
         for rows, colour, name in ((vits, VIT, "ViT"), (lkcas, LKCA, "ViT-LKCA")):
             if any(r in points for r in rows):
-                _curve(ax, rows, points, colour, label=f"{name}, {label}", **style)
+                _curve(ax, rows, points, colour, label=f"{name}, {label}", **look)
     ax.set_xscale("log", base=2)
     ticks = [0.5, 1, 2, 4, 8]
     ax.set_xticks(ticks, [f"{t:g}M" for t in ticks])

@@ -1,6 +1,6 @@
 """Where a number comes from: the records behind it, and the command that repeats each of them.
 
-A `Number` is what a table shows, with its records; `lkca.figures.table_html` links it to them on the page that `page`
+A `Number` is what a table shows, with its records; `lkca.rendering.table_html` links it to them on the page that `page`
 makes, which is the book's ``notebooks/provenance``.
 """
 

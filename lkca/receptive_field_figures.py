@@ -1,6 +1,6 @@
 """The figures and tables of the chapter on receptive fields: fields, learned kernels, attention as a kernel.
 
-Each draws what `lkca.receptive_field` computes, and stands with its numbers (`lkca.figures.show`).
+Each draws what `lkca.receptive_field` computes, and stands with its numbers (`lkca.rendering.show`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lkca import data, figures, records, zoo
+from lkca import data, records, rendering, zoo
 from lkca import receptive_field as rf
 from lkca.operator import LKCA
 from lkca.records import RESULTS, Record
@@ -105,7 +105,7 @@ def fields_figure(found: Fields, *, log: bool) -> HTML:
     images = len(next(iter(found.values())).shares_BXY)
     top = max(m.max() for m in maps.values())
     low = top * 1e-4
-    with figures.style():
+    with rendering.style():
         figure = Figure(figsize=(1.7 * len(titles) + 1.2, 1.7 * len(names) + 0.3), layout="compressed")
         axes = figure.subplots(len(names), len(titles), squeeze=False)
         for (title, name), share in maps.items():
@@ -133,7 +133,7 @@ def fields_figure(found: Fields, *, log: bool) -> HTML:
             }
             for (title, name), m in maps.items()
         }
-        return figures.show(figure, caption, pd.DataFrame.from_dict(reached, orient="index"))
+        return rendering.show(figure, caption, pd.DataFrame.from_dict(reached, orient="index"))
 
 
 def _percents(thresholds: Sequence[float], ratios: np.ndarray) -> dict[str, str]:
@@ -156,7 +156,7 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
     thresholds = np.union1d(np.arange(5, 101, 5), 100 * np.array(THRESHOLDS)).round() / 100
     states, names = (list(dict.fromkeys(key[i] for key in found)) for i in (1, 2))
     images = len(next(iter(found.values())).shares_BXY)
-    with figures.style():
+    with rendering.style():
         figure = Figure(figsize=(3.1 * len(states), 3.2), layout="constrained")
         axes = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
         for ax, state in zip(axes, states, strict=True):
@@ -169,7 +169,7 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
                 ax.plot(100 * thresholds[marked], r.mean(0)[marked], "o", color=colour, ms=4)
             ax.set_title(state, loc="left", fontsize=11)
             ax.set_xlabel("share of the gradient held, %")
-            ax.grid(alpha=0.15, color=figures.INK)
+            ax.grid(alpha=0.15, color=rendering.INK)
         axes[0].set_ylabel("area of the square, % of the image")
         axes[0].legend(fontsize=9)
         caption = (
@@ -177,7 +177,7 @@ def curve_figure(found: Fields, token: str = "centre") -> HTML:
             f"right: {', '.join(states)}. Mean over {images} images; the band is the middle 80 % of them, the dots are "
             f"the shares {', '.join(_percents(THRESHOLDS, THRESHOLDS))}. The data: other tokens as well."
         )
-        return figures.show(figure, caption, reach_table(found))
+        return rendering.show(figure, caption, reach_table(found))
 
 
 def reach_sentence(found: Fields, token: str = "centre", threshold: float = 0.5) -> str:
@@ -196,7 +196,7 @@ def reach_sentence(found: Fields, token: str = "centre", threshold: float = 0.5)
 def depth_figure(models: Models, images: Tensor, token: tuple[int, int] = (4, 4), threshold: float = 0.5) -> HTML:
     """How the field grows from block to block: r at one threshold, with the middle 80 % of images."""
     lines = {}
-    with figures.style():
+    with rendering.style():
         figure = Figure(figsize=(5.4, 3.4), layout="constrained")
         ax = figure.subplots()
         for (name, model), colour in zip(models.items(), COLOURS, strict=False):
@@ -211,13 +211,13 @@ def depth_figure(models: Models, images: Tensor, token: tuple[int, int] = (4, 4)
             lines[name] = {f"{d} blocks": f"{np.mean(v):.1f}" for d, v in zip(depths, r, strict=True)}
         ax.set_xlabel("blocks")
         ax.set_ylabel(f"r({100 * threshold:.0f} %), % of the image")
-        ax.grid(alpha=0.15, color=figures.INK)
+        ax.grid(alpha=0.15, color=rendering.INK)
         ax.legend(fontsize=9)
         caption = (
             f"Area of the square around the centre token that holds {100 * threshold:.0f} % of its gradient, after "
             f"each block, trained. Mean over {len(images)} images; the band is the middle 80 % of them."
         )
-        return figures.show(figure, caption, pd.DataFrame(lines).T.fillna(""))
+        return rendering.show(figure, caption, pd.DataFrame(lines).T.fillna(""))
 
 
 def kernels_of(model: ViT) -> list[Tensor]:
@@ -251,7 +251,7 @@ def kernels_figure(model: ViT) -> HTML:
                        for name, value in rf.kernel_statistics(k).items()}
         for i, k in enumerate(kernels, 1)
     }  # fmt: skip
-    with figures.style():
+    with rendering.style():
         names = [f"layer {i}" for i in range(1, len(kernels) + 1)]
         figure = _mosaic([kernels[:half], kernels[half:]], [names[:half], names[half:]], 8)
         caption = (
@@ -260,7 +260,7 @@ def kernels_figure(model: ViT) -> HTML:
             f"radius in tokens (a flat kernel's radius is {flat:.2f}), the share of the energy that a rotation by 180 "
             "degrees keeps (0.50 for noise), and the norm."
         )
-        return figures.show(figure, caption, pd.DataFrame.from_dict(statistics, orient="index"))
+        return rendering.show(figure, caption, pd.DataFrame.from_dict(statistics, orient="index"))
 
 
 def kernels_sentence(model: ViT) -> str:
@@ -284,7 +284,7 @@ def attention_figure(model: ViT, images: Tensor) -> HTML:
     kernels = rf.toeplitz_fit(scores.mean(2), GRID) * zoo.GRID**2  # 1 is uniform
     logs = kernels.clamp_min(2**-6).log2()
     shares = explained_table(scores)
-    with figures.style():
+    with rendering.style():
         names = [[f"layer {i + 1}, head {j + 1}" for j in range(len(row))] for i, row in enumerate(kernels)]
         figure = _mosaic([list(row) for row in logs], names, 8)
         caption = (
@@ -293,7 +293,7 @@ def attention_figure(model: ViT, images: Tensor) -> HTML:
             "orange less. The data: the share of the attention that this kernel explains, of the share that any fixed "
             "matrix explains."
         )
-        return figures.show(figure, caption, shares)
+        return rendering.show(figure, caption, shares)
 
 
 def explained_table(scores: Tensor) -> pd.DataFrame:

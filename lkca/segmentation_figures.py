@@ -15,9 +15,9 @@ from PIL import Image
 
 from lkca import records, scenes, segment, segmentation
 from lkca import segmentation_tables as tables
-from lkca.figures import INK, LKCA, VIT, show, style, table_html
 from lkca.jobs import Job
 from lkca.records import SegmentationRecord
+from lkca.rendering import INK, LKCA, VIT, show, style, table_html
 
 PICTURES = records.RESULTS / "predictions"
 _COLOURS = ("#4D4D4D", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999933",

@@ -10,7 +10,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
-from lkca import complexity, figures, records
+from lkca import complexity, records, rendering
 from lkca.benchmark import SIZES, Setting
 from lkca.records import RESULTS, Record
 
@@ -57,10 +57,10 @@ def ladder_figure(machine: dict) -> HTML:
         (Setting(**r["setting"]).label, r["images_per_second"]) for r in machine["rates"] if r["group"] == "ladder"
     ]
     rates = [(label, speed) for label, speed in rates if speed is not None]
-    with figures.style():
+    with rendering.style():
         figure = Figure(figsize=(6.2, 0.45 * len(rates) + 0.8), layout="constrained")
         ax = figure.subplots()
-        bars = ax.barh(range(len(rates)), [speed for _, speed in rates], color=figures.LKCA)
+        bars = ax.barh(range(len(rates)), [speed for _, speed in rates], color=rendering.LKCA)
         ax.bar_label(bars, [f"{speed:,.0f}" for _, speed in rates], padding=3)
         ax.set_yticks(range(len(rates)), [label for label, _ in rates])
         ax.invert_yaxis()
@@ -70,7 +70,7 @@ def ladder_figure(machine: dict) -> HTML:
             f"What each change to the training loop of ViT-LKCA is worth on {machine['device']}: {times:.1f} times "
             f"from “{rates[0][0]}” to “{rates[-1][0]}”, each bar with all the changes above it."
         )
-        return figures.show(figure, caption, table(machine, "ladder"))
+        return rendering.show(figure, caption, table(machine, "ladder"))
 
 
 def spread_sentence(machine: dict) -> str:

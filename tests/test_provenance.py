@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from lkca import data, figures, provenance, records, tables, train
+from lkca import data, figures, provenance, records, rendering, tables, train
 from lkca.protocols import PROTOCOLS
 
 LEDGER = records.read(kind=records.Run)[0]
@@ -31,7 +31,7 @@ def test_every_number_of_a_table_leads_to_records_on_the_page():
     assert len(there) == len(LEDGER)
     shown = (
         figures.comparison(2, CLASSIFIED).data
-        + figures.table_html(tables.controls(CLASSIFIED, "cifar100", "0.5M")).data
+        + rendering.table_html(tables.controls(CLASSIFIED, "cifar100", "0.5M")).data
     )
     links = re.findall(r'<td><a href="([^"]+)">', shown)
     assert links and all(set(anchors(link)) <= there for link in links)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lkca import data, figures, records, tables, zoo
+from lkca import data, figures, records, rendering, tables, zoo
 from lkca.protocols import PROTOCOLS
 
 TEMPLATE = records.read()[0][0]
@@ -109,7 +109,7 @@ def test_what_is_wrong_stands_under_the_table():
 def test_the_figure_says_what_it_shows_and_asks_no_network():
     page = figures.accuracy_figure(2, pair((60.0,), (65.0,), "sketch")).data
     assert "Sketched, LKCA − ViT is +5.00 points at 2.69M (n = 1)" in page and "src=" not in page
-    assert figures.INK not in page and "currentColor" in page
+    assert rendering.INK not in page and "currentColor" in page
 
 
 @pytest.mark.parametrize("size", ["0.5M", "2M", "2.69M"])
