@@ -12,21 +12,19 @@ import pandas as pd
 
 from lkca import complexity, records, segmentation, segmentation_tables, tables, zoo
 from lkca.intervals import Difference, paired
-from lkca.protocols import PROTOCOLS
 from lkca.records import Record, SegmentationRecord
-from lkca.tables import FULL, NOT_RUN, SHOWN, VERDICTS
+from lkca.tables import FULL, NAMES, NOT_RUN, SHOWN, VERDICTS
 
 PLURAL = {
     "holds": "hold",
     "holds in part": "hold in part",
     "does not hold": "do not hold",
     "undecided": "are undecided",
-    "mixed": "hold for some comparisons only",
+    "mixed": "differ by comparison or wait in part for runs",
     NOT_RUN: "wait for runs",
     "not examined": "are not examined",
 }
 PAIRED = (1, 2, 3)  # of pairs: a ViT and the ViT-LKCA of its size
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
 
 
 def claims(ledger: Sequence[Record]) -> pd.DataFrame:
@@ -55,15 +53,18 @@ def verdict(basis: str, ledger: Sequence[Record]) -> str:
     if not parts:
         raise ValueError(f"{basis!r} names no comparisons; write it like 'table 4 at S against CaiT-S on cifar10'")
     at, against, on = (part.split(" and ") if part else () for part in parts.groups()[1:])
-    found = []
+    found, known = [], set()
     for t in (int(number) for number in parts[1].split(", ")):
-        spec = zoo.TABLES[t]
-        for dataset in on or spec.datasets:
-            groups = [group for group in spec.groups if group in at or not at]
+        spec = zoo.table(t)
+        known |= {*spec.groups, *spec.datasets, *(row for rows in spec.groups.values() for row in rows[:-1])}
+        known |= {vit for vit, _ in tables.pairs(t)}
+        groups = [group for group in spec.groups if group in at or not at]
+        pairs = [pair for pair in tables.pairs(t) if pair[0] in at or not at]
+        for dataset in [name for name in spec.datasets if name in on or not on]:
             found += [tables.group_verdict(t, ledger, group, dataset, against) for group in groups]
-            found += [tables.verdict(t, ledger, *pair) for pair in tables.pairs(t) if pair[0] in at or not at]
-    if at and not found:
-        raise ValueError(f"{basis!r} names no comparisons: there is no {' or '.join(at)}")
+            found += [tables.verdict(t, ledger, *pair) for pair in pairs]
+    if unknown := {*at, *against, *on} - known:
+        raise ValueError(f"{basis!r} names no comparisons: there is no {' or '.join(sorted(unknown))}")
     counted = {word: found.count(word) for word in VERDICTS if word in found}
     if set(counted) <= {NOT_RUN}:
         return NOT_RUN
@@ -124,7 +125,7 @@ def gap_sentence(ledger: Sequence[Record]) -> str:
     for key, kind in (("full", "full"), ("sketch", "short")):
         found = [(paper, d) for paper, d in zip(frame.paper, frame[key], strict=True) if d]
         if not found:
-            sentences.append(f"None of the {len(frame)} pairs of Tables 1–3 has been run here in {kind}.")
+            sentences.append(f"None of the {len(frame)} pairs of Tables 1–3 has had a {kind} run here.")
             continue
         ahead, behind, undecided = ([d.sign for _, d in found].count(sign) or "none" for sign in (1, -1, 0))
         sentences.append(
@@ -147,7 +148,7 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
     """
     everything, *steps = zoo.contrasts(size)[:4]
     rows, sentences = (steps[0].before, *(c.after for c in steps)), []
-    for dataset, name in NAMES.items():
+    for dataset in dict.fromkeys((*NAMES, *(r.dataset for r in ledger))):
         for protocol in SHOWN:
             runs = [{r.seed: r.top1 for r in tables.of_cell(ledger, dataset, protocol, row)} for row in rows]
             seeds = set.intersection(*map(set, runs))
@@ -156,9 +157,10 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
             means = [np.mean([top1[seed] for seed in seeds]) for top1 in runs]
             reading, mixer, shape = np.diff(means)
             sentences.append(
-                f"{everything.after} − {everything.before} on {name} is {means[-1] - means[0]:+.2f} points "
-                f"({protocol}, {len(seeds)} seed{'s' * (len(seeds) > 1)}): {reading:+.2f} from reading the mean of "
-                f"the tokens instead of a class token, {mixer:+.2f} from the mixer, {shape:+.2f} from width and depth."
+                f"{everything.after} − {everything.before} on {NAMES.get(dataset, dataset)} is "
+                f"{means[-1] - means[0]:+.2f} points ({protocol}, {len(seeds)} seed{'s' * (len(seeds) > 1)}): "
+                f"{reading:+.2f} from reading the mean of the tokens instead of a class token, {mixer:+.2f} from the "
+                f"mixer, {shape:+.2f} from width and depth."
             )
             break
     return sentences or [f"The steps of the published comparison at {size} have not been run."]
@@ -168,15 +170,20 @@ def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tu
     """The contrasts of a size that have been run on a data set: the fullest protocol of each, and the effect."""
     found = {}
     for c in zoo.contrasts(size):
-        for protocol in reversed(SHOWN):  # the fullest last, so that it stays
-            d = paired(*tables.cells(ledger, dataset, protocol, c))
-            found |= {c.change: (protocol, d)} if d else {}
+        cells = {protocol: tables.cells(ledger, dataset, protocol, c) for protocol in SHOWN}
+        protocol = next((p for p, (before, after) in cells.items() if _seeds(before) & _seeds(after)), None)
+        if protocol:
+            found[c.change] = protocol, paired(*cells[protocol])
     return found
+
+
+def _seeds(runs: Sequence[Record]) -> set[int]:
+    return {r.seed for r in runs}
 
 
 def contrast_sentences(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, str]:
     """What each contrast of a size did to accuracy on a data set, by its name."""
-    words = {1: "gained accuracy", -1: "cost accuracy", 0: "no difference that these runs could tell"}
+    words = {1: "gained accuracy", -1: "cost accuracy", 0: "no difference that these runs can tell from none"}
     found, sentences = contrasts(ledger, dataset, size), {}
     for c in zoo.contrasts(size):
         effect = NOT_RUN
@@ -195,24 +202,25 @@ def camvid_sentence(ledger: Sequence[SegmentationRecord]) -> str:
     deltas = [lkca[seed].miou - vit[seed].miou for seed in sorted(vit.keys() & lkca.keys())]
     if not deltas:
         return f"On CamVid: {NOT_RUN}."
-    hits = np.sum([r.intersection for runs in rows for r in runs], axis=0)
-    union = np.sum([r.union for runs in rows for r in runs], axis=0)
-    unknown = int((100 * hits / np.maximum(union, 1) < 0.05).sum())
+    hits, union = (np.array([np.sum([getattr(r, key) for r in runs], axis=0) for runs in rows])
+                   for key in ("intersection", "union"))  # fmt: skip
+    unknown = int(((100 * hits / np.maximum(union, 1) < 0.05) & (union > 0)).all(0).sum())
     return (
         f"{names[1]} − {names[0]} is {np.mean(deltas):+.2f} points of mIoU (from {min(deltas):+.2f} to "
-        f"{max(deltas):+.2f}, {len(deltas)} seeds); {unknown} of {len(hits)} classes stand at 0.0 in both."
+        f"{max(deltas):+.2f}, {len(deltas)} seed{'s' * (len(deltas) > 1)}); {unknown} of {hits.shape[1]} classes stand "
+        "at 0.0 in both."
     )
 
 
 def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> dict[str, str]:
     """What was found, for the front page to quote: a sentence or two under each name."""
-    frame, sketch = claims(ledger), PROTOCOLS["sketch"]
+    frame = claims(ledger)
     measured = frame.basis.str.startswith("table ") & (frame.verdict != NOT_RUN)
-    counted = ", ".join(f"{n} {PLURAL[word]}" for word, n in counts(frame).items())
+    counted = ", ".join(f"{n} {word if n == 1 else PLURAL[word]}" for word, n in counts(frame).items())
     return {
         "claims": f"Of {len(frame)} claims, some of which say the same, {counted}. "
         f"{'Some' if measured.any() else 'No'} verdict rests on an accuracy that was measured here.",
-        "short": f"{sketch.epochs * sketch.passes_per_epoch} passes over {sketch.train_images:,} training images",
+        "short": tables.length("sketch"),
         "gap": gap_sentence(ledger),
         "steps": " ".join(steps_sentences(ledger, "0.5M")),
         "camvid": camvid_sentence(scenes),

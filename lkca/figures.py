@@ -118,10 +118,10 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
         ax.grid(axis="x", alpha=0.15, color=INK)
         missing = [c.change for c in zoo.contrasts(size) if c.change not in found]
         caption = (
-            f"What each change does to accuracy on {claims.NAMES.get(dataset, dataset)}, rows of {size}: orange costs, "
-            "blue gains, grey cannot be told from none. From what to what stands in the table below."
+            f"What each change does to accuracy on {tables.NAMES.get(dataset, dataset)}, rows of {size}: orange costs, "
+            "blue gains, grey cannot be told from none; squares are full runs, circles short ones."
         )
-        return show(figure, caption + (f" Not run: {', '.join(missing)}." if missing else ""))
+        return show(figure, caption + (f" Not run: {'; '.join(missing)}." if missing else ""))
 
 
 def _point(ax: Axes, d: Difference, y: float, mark: str, label: str | None = None) -> None:
@@ -144,8 +144,8 @@ def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (),
     if dataset not in (None, spec.datasets[-1]):
         return table_html(frame, notes)  # the last one explains the columns
     notes.append(
-        "Ours: released as the authors' code does it, 300 passes over the training set; paper as the text says, 100 "
-        "passes; sketch 16 passes over 10,000 images, in 8 epochs of two."
+        f"Ours: released is the authors' code, {tables.length('released')}; paper is the paper's text, "
+        f"{tables.length('paper')}; sketch is a short run, {tables.length('sketch')}."
     )
     notes.append(
         "top-1 in percent. One seed: ± is the binomial standard error on the test set; several: ± is the standard "
@@ -210,7 +210,9 @@ def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
         x = [complexity.count(vits[i], **complexity.PRINTED_SETTING).params_paper / 1e6 for i in order]
         axes[0].fill_between(x, np.array(low)[order], np.array(high)[order], color=LKCA, alpha=0.08, lw=0)
         if sketch:
-            _panel(axes[1], table, [("sketch", sketch, {"marker": "D", "ls": "-"})], "sketch: 10,000 images, 16 passes")
+            _panel(
+                axes[1], table, [("sketch", sketch, {"marker": "D", "ls": "-"})], f"sketch: {tables.length('sketch')}"
+            )
             axes[1].set_xlim(axes[0].get_xlim())
             axes[1].set_ylabel("top-1, %")
         return show(figure, describe(table, ledger))
@@ -235,12 +237,12 @@ def describe(table: int, ledger: Sequence[Record]) -> str:
     return text + (f" Sketched, LKCA − ViT is {', '.join(sketched)}." if sketched else "")
 
 
-def _name(ax: Axes, points: dict[str, tuple[float, float]], always: Sequence[str]) -> None:
-    """Write the points' names beside them: those of ``always``, and others where no point and no name is near."""
+def _name(ax: Axes, points: dict[str, tuple[float, float]], first: Sequence[str]) -> None:
+    """Name the points: those of ``first`` where no name is near, then others where no point is near either."""
     places = {row: ax.transAxes.inverted().transform(ax.transData.transform(p)) for row, p in points.items()}
     named: list[np.ndarray] = []
-    for row in dict.fromkeys((*always, *points)):
-        taken = named if row in always else [*named, *(p for other, p in places.items() if other != row)]
+    for row in dict.fromkeys((*first, *points)):
+        taken = named if row in first else [*named, *(p for other, p in places.items() if other != row)]
         if all((np.abs(places[row] - other) > (0.2, 0.045)).any() for other in taken):
             named.append(places[row])
             ax.annotate(row, points[row], (5, 4), textcoords="offset points", fontsize=7)
@@ -291,7 +293,7 @@ def fronts(table: int, ledger: Sequence[Record], dataset: str) -> HTML:
             for row in spec.rows
         )  # fmt: skip
         caption = (
-            f"Accuracy on {claims.NAMES[dataset]} against parameters and MACs; LKCA blue diamonds, ViT orange squares. "
+            f"Accuracy on {tables.NAMES[dataset]} against parameters and MACs; LKCA blue diamonds, ViT orange squares. "
             "No row is cheaper and more accurate than one on the dashed front; the data say which rows lie on it."
         )
         return show(figure, caption, frame)

@@ -36,12 +36,12 @@ def anchor(run: Run) -> str:
 
 
 def link(runs: Sequence[Run]) -> str:
-    """The address of records on the page, from a page beside it: ``CELL--seed0,1;OTHER_CELL--seed0,1``."""
+    """The address of records on the page, from any page of the book: ``CELL--seed0,1;OTHER_CELL--seed0,1``."""
     cells: dict[str, list[str]] = {}
     for run in runs:
         cell, _, seed = anchor(run).rpartition("--seed")
         cells.setdefault(cell, []).append(seed)
-    return "provenance.html#" + ";".join(f"{cell}--seed{','.join(seeds)}" for cell, seeds in cells.items())
+    return "../notebooks/provenance.html#" + ";".join(f"{cell}--seed{','.join(seeds)}" for cell, seeds in cells.items())
 
 
 def command(run: Run) -> tuple[str, str]:

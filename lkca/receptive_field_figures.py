@@ -308,11 +308,11 @@ def explained_table(scores: Tensor) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def explained_sentence(row: str, model: ViT, images: Tensor) -> str:
+def explained_sentence(run: Record, model: ViT, images: Tensor) -> str:
     """The two shares of `rf.explained`, mean over layers and heads, in words."""
     fixed, kernel = (100 * share.mean().item() for share in rf.explained(rf.attention_maps(model, images), GRID))
     return (
-        f"In one {row} after one short run, of how its attention differs from uniform {fixed:.1f} % is the same for "
-        f"every image, and {kernel:.1f} % is the same for every image and every place (variance, mean over layers and "
-        f"heads). LKCA, with one kernel for all heads, could express no more than the {kernel:.1f} %."
+        f"In one {run.row} ({run.protocol}, seed {run.seed}), of how its attention differs from uniform {fixed:.1f} % "
+        f"is the same for every image, and {kernel:.1f} % is the same for every image and every place (variance, mean "
+        f"over layers and heads). LKCA, with one kernel for all heads, could express no more than the {kernel:.1f} %."
     )

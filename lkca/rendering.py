@@ -37,9 +37,8 @@ def show(figure: Figure, caption: str, data: pd.DataFrame | None = None) -> HTML
     svg = out.getvalue()
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1)
     svg, text = svg.replace(INK, "currentColor"), html.escape(caption)
-    least = (
-        f"--least: {52 * figure.get_figwidth():.0f}px"  # on a phone wider figures scroll, so that type stays legible
-    )
+    # on a phone wider figures scroll, so that type stays legible
+    least = f"--least: {52 * figure.get_figwidth():.0f}px"
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}" style="{least}"', 1)
     folded = f"<details><summary>The data</summary>{table_html(data).data}</details>" if data is not None else ""
     return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption>{folded}</figure>')

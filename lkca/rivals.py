@@ -59,7 +59,9 @@ def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
             if ahead:
                 text = f"{tables.interval(found[ahead])} against {ahead}, the best of {len(found)} run of {len(others)}"
                 line[f"ours, {protocol}"] = Number(text, found[ahead].runs)
-        lines[f"{dataset}, {SIZES[group]}"] = line | {"claim": tables.group_verdict(table, ledger, group, dataset)}
+        lines[f"{tables.NAMES[dataset]}, {SIZES[group]}"] = line | {
+            "claim": tables.group_verdict(table, ledger, group, dataset)
+        }
     return pd.DataFrame.from_dict(lines, orient="index", dtype=object)
 
 

@@ -132,7 +132,12 @@ def _gallery(columns: dict[str, list[Image.Image]], classes: Sequence[str], capt
         for name, colour in zip(classes, _COLOURS, strict=True)
     )
     page = (Path(__file__).parent / "comparing.html").read_text(encoding="utf-8")
-    for place, text in (("beside", beside), ("caption", html.escape(caption)), ("key", key), ("gallery", rows)):
+    for place, text in (
+        ("beside", html.escape(beside)),
+        ("caption", html.escape(caption)),
+        ("key", key),
+        ("gallery", rows),
+    ):
         page = page.replace(f"{{{{{place}}}}}", text)
     return HTML(page)
 

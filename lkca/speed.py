@@ -52,24 +52,23 @@ def table(machine: dict, group: str) -> pd.DataFrame:
 
 
 def ladder_figure(machine: dict) -> HTML:
-    """Images a second from a conventional training loop on, one change a bar."""
-    rates = [
-        (Setting(**r["setting"]).label, r["images_per_second"]) for r in machine["rates"] if r["group"] == "ladder"
-    ]
-    rates = [(label, speed) for label, speed in rates if speed is not None]
+    """Images a second from a conventional training loop on, a bar a setting; the table alone if none was measured."""
+    rates = {Setting(**r["setting"]).label: r["images_per_second"] for r in machine["rates"] if r["group"] == "ladder"}
+    measured = {label: speed for label, speed in rates.items() if speed}
+    if not measured:
+        return rendering.table_html(table(machine, "ladder"))
     with rendering.style():
-        figure = Figure(figsize=(6.2, 0.45 * len(rates) + 0.8), layout="constrained")
+        figure = Figure(figsize=(6.2, 0.45 * len(measured) + 0.8), layout="constrained")
         ax = figure.subplots()
-        bars = ax.barh(range(len(rates)), [speed for _, speed in rates], color=rendering.LKCA)
-        ax.bar_label(bars, [f"{speed:,.0f}" for _, speed in rates], padding=3)
-        ax.set_yticks(range(len(rates)), [label for label, _ in rates])
+        bars = ax.barh(range(len(measured)), list(measured.values()), color=rendering.LKCA)
+        ax.bar_label(bars, [f"{speed:,.0f}" for speed in measured.values()], padding=3)
+        ax.set_yticks(range(len(measured)), list(measured))
         ax.invert_yaxis()
         ax.set_xlabel("images a second")
-        times = rates[-1][1] / rates[0][1]
-        caption = (
-            f"What each change to the training loop of ViT-LKCA is worth on {machine['device']}: {times:.1f} times "
-            f"from “{rates[0][0]}” to “{rates[-1][0]}”, each bar with all the changes above it."
-        )
+        (first, slow), (last, fast) = list(rates.items())[0], list(measured.items())[-1]
+        caption = f"The training loop of ViT-LKCA on {machine['device']}, one change after the other."
+        if slow:
+            caption += f" {fast / slow:.1f} times from “{first}” to “{last}”."
         return rendering.show(figure, caption, table(machine, "ladder"))
 
 
@@ -84,7 +83,7 @@ def spread_sentence(machine: dict) -> str:
     if not apart:
         return f"{machine['device']}: no setting was measured twice."
     return (
-        f"{machine['device']}: {len(apart)} settings were measured more than once, and their rates lie up to "
+        f"{machine['device']}: settings measured more than once ({len(apart)}) have rates up to "
         f"{100 * max(apart):.0f} % apart. Smaller differences on this page say nothing."
     )
 

@@ -26,6 +26,8 @@ from lkca.records import Record
 FULL = ("released", "paper")  # protocols that may speak about the paper's numbers
 SHOWN = (*FULL, "sketch")
 NOT_RUN = "not run"
+LISTED = (*SHOWN, *(f"{protocol}-drop-path" for protocol in ("released", "sketch")))  # whose records a table names
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
 VERDICTS = ("holds", "does not hold", "undecided", NOT_RUN)
 
 
@@ -34,6 +36,13 @@ def published(table: int, dataset: str | None = None) -> pd.DataFrame:
     file = records.RESULTS / "paper" / f"table{table}.csv"
     frame = pd.read_csv(file, dtype={"params": str, "flops": str}).set_index("model")
     return frame.rename(columns={dataset or zoo.TABLES[table].dataset: "top1"})
+
+
+def length(protocol: str) -> str:
+    """How long a protocol trains, in words."""
+    p = PROTOCOLS[protocol]
+    images = f"{p.train_images:,}" if p.train_images else "all"
+    return f"{p.epochs * p.passes_per_epoch} passes over {images} training images"
 
 
 def pairs(table: int) -> list[tuple[str, str]]:
@@ -188,7 +197,7 @@ def runs(found: Sequence[Record]) -> pd.DataFrame:
 def table_runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     """Every record behind a table, those of rows of ours among them."""
     spec = zoo.TABLES[table]
-    cells = [(protocol, d, row) for protocol in SHOWN for d in spec.datasets for row in (*spec.rows, *spec.extra)]
+    cells = [(protocol, d, row) for protocol in LISTED for d in spec.datasets for row in (*spec.rows, *spec.extra)]
     return runs([r for protocol, d, row in cells for r in of_cell(ledger, d, protocol, row)])
 
 

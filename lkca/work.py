@@ -27,10 +27,14 @@ def cells(protocol: str | None = None) -> Iterator[Cell]:
     First the main rows of Tables 3 and 2 under `released` and `paper`: which protocol gives the paper's numbers? Then
     all rows of Tables 3, 2, 1, 5 and 4 under `released`, then the controls, then Table 5's small comparators with drop
     path as LKCA has it, then Tables 6 and 7 with their fair rows.
-    With ``protocol``, the same under that one; under `reduced` segmentation's small rows.
+    With ``protocol``, the same under that one; with drop path for all, Table 5's small comparators; under `reduced`
+    segmentation's small rows.
     """
     if protocol in segment.PROTOCOLS and protocol not in PROTOCOLS:
         yield from segmentation_cells(protocol)
+        return
+    if protocol and PROTOCOLS[protocol].drop_path is not None:
+        yield from (("tiny-imagenet", PROTOCOLS[protocol], row) for row in zoo.comparators_of("T"))
         return
     full = [PROTOCOLS[protocol]] if protocol else [PROTOCOLS["released"], PROTOCOLS["paper"]]
     controls = (*zoo.control_rows("2M"), *zoo.control_rows("2.69M"))
@@ -39,7 +43,7 @@ def cells(protocol: str | None = None) -> Iterator[Cell]:
     stages += [(d, full[0], tuple(map(zoo.canonical, t.rows))) for t in tables for d in t.datasets]
     stages += [(dataset, full[0], controls) for dataset in ("tiny-imagenet", "cifar100")]
     if protocol is None:
-        stages += [("tiny-imagenet", PROTOCOLS["released-drop-path"], zoo.without_drop_path("T"))]
+        stages += [("tiny-imagenet", PROTOCOLS["released-drop-path"], zoo.comparators_of("T"))]
     cells = ((dataset, p, row) for dataset, p, rows in stages for row in rows)
     yield from {(dataset, p.name, row): (dataset, p, row) for dataset, p, row in cells}.values()
     if protocol is None:

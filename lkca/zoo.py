@@ -69,7 +69,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two rows that differ in one thing: what changes from one to the other, and what that tells."""
+    """Two rows to compare: what changes from one to the other, and what that tells."""
 
     change: str
     before: str
@@ -201,8 +201,8 @@ def control_rows(size: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for c in contrasts(size) for name in (c.before, c.after)))
 
 
-def without_drop_path(group: str) -> tuple[str, ...]:
-    """The rows of a group of Table 5 that are released with less stochastic depth than LKCA's, or with none."""
+def comparators_of(group: str) -> tuple[str, ...]:
+    """The rows of a group of Table 5 that are no ViT and no LKCA; as released, none has LKCA's stochastic depth."""
     return tuple(name for name in TABLES[5].groups[group] if isinstance(row(name), Comparator))
 
 

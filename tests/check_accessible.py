@@ -39,7 +39,10 @@ def faults(page: Page, file: Path) -> list[str]:
     page.goto(file.resolve().as_uri(), wait_until="load")
     found += page.evaluate("document.fonts.ready.then(f => [...f].filter(f => f.status == 'error').map(f => f.family))")
     page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; })")
-    page.evaluate("Promise.all(document.getAnimations().map(fading => fading.finished)).then(() => null)")
+    page.evaluate(
+        "Promise.allSettled(document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity)"
+        ".map(a => a.finished)).then(() => null)"
+    )
     page.evaluate(AXE)
     found += page.evaluate(RUN)
     for event, listen in listeners.items():

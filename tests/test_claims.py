@@ -1,8 +1,10 @@
 """The claims page: quotes are short, links exist, and a claim about a table follows the ledger."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -24,7 +26,11 @@ def test_every_claim_has_a_verdict_and_evidence_that_exists():
     for link in frame.link[frame.link != ""]:
         page, _, heading = link.partition("#")
         file = next(f for f in (ROOT / f"{page}.md", ROOT / f"{page}.ipynb") if f.exists())
-        found = re.findall(r"#+ (.+?)(?:\\n|\n|\")", file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         slugs = {re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") for title in found}
         assert not heading or heading in slugs, link
     assert (frame.quote.str.split().str.len() <= 25).all()
@@ -60,7 +66,7 @@ def test_what_is_said_of_sizes_is_counted():
 
 def test_what_is_said_of_receptive_fields_is_measured():
     """Half of a token's gradient: as far away as in a ViT, farther than with small kernels; no kernel is local."""
-    kept = {r.row: r for r in rff.with_weights("cifar100", "sketch")}
+    kept = rff.kept("ViT/0.5M", "cifar100", "sketch")
     images, reach = rff.images_for(kept["ViT/0.5M"], 16), {}
     for row, record in kept.items():
         model = rff.model_of(record, trained=True)
@@ -92,7 +98,7 @@ def test_a_table_s_claim_follows_the_ledger(monkeypatch):
     assert claims.verdict("table 2 at ViT/1M and ViT/2M", []) == "does not hold"
     frame = claims.claims([])
     assert set(frame.verdict[frame.basis.str.contains("table [45]")]) == {"not run"}
-    assert claims.counts(frame)["mixed"] == 1 and sum(claims.counts(frame).values()) == len(frame)
+    assert claims.counts(frame)["mixed"] >= 1 and sum(claims.counts(frame).values()) == len(frame)
 
 
 def test_a_claim_about_a_group_asks_for_it_alone(monkeypatch):
@@ -117,18 +123,20 @@ def test_rivals_that_a_claim_leaves_out_cannot_decide_it():
     assert claims.verdict("table 4 at S against CaiT-S and Swin-S on cifar100", ledger) == "holds"
 
 
-@pytest.mark.parametrize("basis", ["tables 4", "table 2 at ViT/3M", "table 4 at X"])
+@pytest.mark.parametrize(
+    "basis", ["tables 4", "table 2 at ViT and ViT/3M", "table 4 at X", "table 4 against Swin-X", "table 1 on svhn"]
+)
 def test_a_basis_that_names_no_comparison_is_refused(basis):
     with pytest.raises(ValueError, match="names no comparisons"):
         claims.verdict(basis, [])
 
 
 def test_the_gap_in_words():
-    assert claims.gap_sentence([]) == "None of the 18 pairs of Tables 1–3 has been run here in full. " + (
-        "None of the 18 pairs of Tables 1–3 has been run here in short."
+    assert claims.gap_sentence([]) == "None of the 18 pairs of Tables 1–3 has had a full run here. " + (
+        "None of the 18 pairs of Tables 1–3 has had a short run here."
     )
     short = claims.gap_sentence(pair((60.0, 60.5), (55.0, 55.5), "sketch"))
-    assert "None of the 18 pairs of Tables 1–3 has been run here in full" in short
+    assert "None of the 18 pairs of Tables 1–3 has had a full run here" in short
     assert "In short runs of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in none, behind in 1" in short
     assert "undecided in none: -5.00 points, where the paper prints +3.85." in short
     full = claims.gap_sentence(pair((60.0, 60.5), (65.0, 65.5), "paper"))
@@ -150,16 +158,27 @@ def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
 
 def test_camvid_in_words():
     ledger = records.read(kind=records.SegmentationRecord)[0]
-    runs = {(r.row, r.seed): r.miou for r in ledger if r.dataset == "camvid"}
-    deltas = [runs["LKCA-XS/UPerNet", s] - runs["ViT-XS/UPerNet", s] for s in (0, 1, 2)]
-    found = claims.camvid_sentence(ledger)
-    assert f"is {sum(deltas) / 3:+.2f} points of mIoU (from {min(deltas):+.2f} to {max(deltas):+.2f}, 3 seeds)" in found
-    assert "5 of 11 classes stand at 0.0 in both" in found
+    one = vars(next(r for r in ledger if (r.dataset, r.row) == ("camvid", "ViT-XS/UPerNet")))
+    known, union = (
+        [0, 0, 40, *one["intersection"][3:]],
+        [0, *one["union"][1:]],
+    )  # of class 0, which never occurs, nothing
+    vit = SimpleNamespace(**one | {"seed": 0, "miou": 30.0, "intersection": known, "union": union})
+    lkca = SimpleNamespace(**vars(vit) | {"row": "LKCA-XS/UPerNet", "miou": 29.0})
+    found = claims.camvid_sentence([vit, lkca])
+    unknown = sum(u > 0 and 100 * i / u < 0.05 for i, u in zip(known, union, strict=True))
+    assert "is -1.00 points of mIoU (from -1.00 to -1.00, 1 seed)" in found
+    assert f"{unknown} of 11 classes stand at 0.0 in both" in found
     assert claims.camvid_sentence([]) == "On CamVid: not run."
 
 
 @pytest.mark.parametrize(
-    "mean, says", [(10.0, "cost accuracy, -5.00"), (20.0, "gained accuracy, +5.00"), (15.1, "no difference that")]
+    "mean, says",
+    [
+        (10.0, "cost accuracy, -5.00"),
+        (20.0, "gained accuracy, +5.00"),
+        (15.1, "no difference that these runs can tell from none, +0.10"),
+    ],
 )
 def test_a_contrast_in_words(mean, says):
     ledger = [made("ViT/0.5M", 0, 15.0, "sketch"), made("ViT/0.5M-mean", 0, mean, "sketch")]
@@ -186,6 +205,7 @@ def test_the_board_counts():
 
 def test_the_figure_of_gaps_shows_every_pair_and_ours_where_run():
     page = figures.gaps_figure(pair((60.0, 60.5), (55.0, 55.5), "sketch")).data
+    assert 'href="provenance' not in page and 'href="../notebooks/provenance.html#' in page  # it stands on two levels
     assert page.count("CIFAR-10 2.69M") == 2 and "ours, sketch" in page  # on the axis, and in the data
     assert "<td>+3.85</td>" in page and "-5.00 [" in page
 
@@ -200,4 +220,4 @@ def test_the_page_shows_each_quote_once():
 
 def test_the_contrasts_figure_names_what_is_not_run():
     text = figures.contrasts_figure([], "cifar100", "0.5M").data
-    assert "Not run: everything, pooling, mixer" in text
+    assert "Not run: everything; pooling; mixer" in text

@@ -24,7 +24,7 @@ def released(row, seconds, stacked=1):
 def test_a_gpu_without_a_file_is_not_measured_and_with_one_is():
     absent = cost.on_gpus(LEDGER, [CPU])
     assert absent.device.unique().tolist() == ["NVIDIA H200"] and (absent.minutes == "not measured").all()
-    found = cost.on_gpus(LEDGER, [CPU, GPU]).set_index("table")
+    found = cost.on_gpus([], [CPU, GPU]).set_index("table")
     assert (found.minutes["Table 6"], found.minutes["Table 1"] == "not measured") == ("not measured", False)
     minutes = float(found.minutes["Table 1"].replace(",", ""))
     assert found["energy, at most"]["Table 1"] == f"{minutes / 60 * 0.7:.1f} kWh"

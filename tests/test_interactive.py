@@ -1,5 +1,6 @@
 """The interactive figures in a browser: what keys, clicks and sliders choose is what is shown."""
 
+import html
 import json
 import re
 import shutil
@@ -61,6 +62,7 @@ def colour(v):
     return [247 + (e - 247) * abs(v) ** 0.7 for e in end]
 
 
+OTHER = "another '</script>\" model"
 COMPARE = """
 <pre id="seen"></pre>
 <script>
@@ -88,7 +90,7 @@ def driven(page, folder):
     file.write_text(f"<!doctype html><meta charset=utf-8>{page}", encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
     out = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120)
-    return json.loads(re.search(r'<pre id="seen">(.*?)</pre>', out.stdout, re.DOTALL)[1])
+    return json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', out.stdout, re.DOTALL)[1]))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
@@ -121,12 +123,12 @@ def test_the_three_panels_move_in_step(tmp_path):
 def test_any_two_pictures_lie_on_each_other(tmp_path):
     columns = {
         name: [Image.new("P", (4, 3), color=3 * i + j) for j in range(2)]
-        for i, name in enumerate(("truth", "one model", "another model"))
+        for i, name in enumerate(("truth", "one model", OTHER))
     }
-    page = segmentation_figures._gallery(columns, scenes.CAMVID, "Two pictures.", "another model").data
+    page = segmentation_figures._gallery(columns, scenes.CAMVID, "Two pictures.", OTHER).data
     first, chosen, moved = driven(page + COMPARE, tmp_path)
-    assert [alt for alt, _ in first["shown"]] == ["truth, picture 1", "another model, picture 1"]
-    assert [alt for alt, _ in chosen["shown"]] == ["one model, picture 2", "another model, picture 2"]
+    assert [alt for alt, _ in first["shown"]] == ["truth, picture 1", f"{OTHER}, picture 1"]
+    assert [alt for alt, _ in chosen["shown"]] == ["one model, picture 2", f"{OTHER}, picture 2"]
     assert all(src == segmentation_figures._png(columns[alt.split(",")[0]][1]) for alt, src in chosen["shown"])
     assert (first["border"], chosen["border"], moved["border"]) == ("50%", "50%", "10%")
     assert moved["shown"] == chosen["shown"]

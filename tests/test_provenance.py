@@ -50,7 +50,7 @@ def test_a_number_leads_to_exactly_its_records():
     assert set(anchors(provenance.link(cell.runs))) == {
         provenance.anchor(r) for x in both for r in x if r.seed in shared
     }
-    assert provenance.link(both[0][:1]) == f"provenance.html#{provenance.anchor(both[0][0])}"
+    assert provenance.link(both[0][:1]) == f"../notebooks/provenance.html#{provenance.anchor(both[0][0])}"
 
 
 def test_what_is_shown_is_escaped():

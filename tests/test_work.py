@@ -30,6 +30,7 @@ def test_the_order_is_by_what_a_cell_decides():
         "cifar100",
     }
     assert {p.name for _, p, _ in work.cells("sketch")} == {"sketch"}
+    assert [row for *_, row in work.cells("sketch-drop-path")] == [row for *_, row in drop_path]
     assert [(name, row) for name, _, row in work.cells("reduced")] == [
         (name, f"{kind}-XS/UPerNet") for name in ("camvid", "digit-scenes") for kind in ("ViT", "LKCA")
     ]
