@@ -15,8 +15,6 @@ import io
 import os
 import sys
 import urllib.request
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,14 +28,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
-from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+from torchvision.datasets.utils import download_url
 from torchvision.transforms.v2.functional import resized_crop
 
+from lkca import containers
+from lkca.containers import UNREADABLE, DataError, Sample
+
 ROOT = Path(os.environ.get("LKCA_DATA", Path(__file__).resolve().parents[1] / ".data"))
-
-
-class DataError(ValueError):
-    """A data set that is missing, damaged or not what it should be: the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,6 @@ for _size, _fingerprint in {  # the digits enlarged, for models that cannot take
 }.items():
     DATASETS[f"digits-{_size}"] = replace(DATASETS["digits"], image_size=_size, fingerprint=_fingerprint)
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
-_UNREADABLE = (OSError, SyntaxError, ValueError, LookupError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 _CACHE_FORMAT = 2  # raise it when reading changes what is cached
 
 
@@ -158,116 +153,21 @@ def stats(name: str) -> tuple[tuple[float, float, float], tuple[float, float, fl
     return spec(name).mean, spec(name).std
 
 
-# A sample is (split, class name, where, read): read() gives its encoded bytes or its pixels, uint8 (S, S, 3).
-Sample = tuple[str, str, str, Callable[[], bytes | np.ndarray]]
-
-
-def _image_folder(folder: Path) -> list[Sample]:
-    return [
-        (split, file.parent.name, str(file), file.read_bytes)
-        for split in ("train", "test")
-        for file in (folder / split).glob("*/*")
-        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")  # "._x.png" is a Mac's, not an image
-    ]
-
-
-def _tiny(path: Path) -> list[Sample]:
-    """The original layout, in a folder or a zip: the 10,000 validation images are the test set."""
-    base = "tiny-imagenet-200/"
-    try:
-        if path.is_dir():
-            names = [file.relative_to(path.parent).as_posix() for file in path.rglob("*.*")]
-            read = lambda name: (path.parent / name).read_bytes()  # noqa: E731
-        else:
-            archive = zipfile.ZipFile(path)
-            names, read = archive.namelist(), archive.read
-        lines = [line.split() for line in read(f"{base}val/val_annotations.txt").decode().splitlines()]
-        wnid_of = {f"{base}val/images/{file}": wnid for file, wnid, *_ in lines}
-        words = read(f"{base}words.txt").decode().splitlines() if f"{base}words.txt" in names else []
-        word_of = dict(line.split("\t", 1) for line in words)
-    except _UNREADABLE as error:
-        raise DataError(f"{path} is damaged or incomplete ({error}): delete it and load again") from error
-    samples = []
-    for name in names:
-        train = name.startswith(f"{base}train/")
-        wnid = name.split("/")[2] if train else wnid_of.get(name)  # the test images have no label and are left out
-        if wnid and Path(name).suffix.lower() in _SUFFIXES:
-            readable = f"{wnid} {word_of.get(wnid, '').split(',')[0]}".strip()  # sorts as the wnid does
-            samples.append(("train" if train else "test", readable, str(path.parent / name), partial(read, name)))
-    return samples
-
-
 def _find(name: str, root: Path) -> tuple[list[Path], Callable[[], list[Sample]]] | None:
     """The files a data set is kept in under ``root``, and how to list its samples; None if it is not there."""
     kind, folder = spec(name).torchvision, root / name
     if name.startswith("digits"):
-        return [], partial(_digits, spec(name).image_size // 8)  # scikit-learn brings it along
+        return [], partial(containers.digits, spec(name).image_size // 8)  # scikit-learn brings it along
     if (folder / "train").is_dir() or (folder / "test").is_dir():
-        return [folder], partial(_image_folder, folder)
+        return [folder], partial(containers.image_folder, folder)
     if kind is SVHN:
         files = [root / SVHN.split_list[split][1] for split in ("train", "test")]
-        return (files, partial(_svhn, root)) if all(file.exists() for file in files) else None
-    tiny = [(root / f"tiny-imagenet-200{suffix}", _tiny) for suffix in ("", ".zip")] if name == "tiny-imagenet" else []
-    cifar = [(root / part, partial(_cifar, kind)) for part in (kind.base_folder, kind.filename)] if kind else []
-    return next((([path], partial(read, path)) for path, read in tiny + cifar if path.exists()), None)
-
-
-def _check_md5(file: Path, md5: str, delete: Path) -> None:
-    if not check_integrity(file, md5):
-        state = "is damaged (its MD5 is not the published one)" if file.exists() else "is missing"
-        raise DataError(f"{file} {state}: delete {delete} and load again")
-
-
-def _arrays(split: str, images: np.ndarray, classes: list[str], where: Path | str) -> list[Sample]:
-    return [
-        (split, c, f"{where} ({split} image {i})", partial(np.asarray, image))
-        for i, (image, c) in enumerate(zip(images, classes, strict=True))
-    ]
-
-
-def _cifar(kind: type[CIFAR10], path: Path) -> list[Sample]:
-    """torchvision's folder or archive. It unpickles, so nothing is opened before its MD5 is that of the publisher."""
-    if path.name == kind.filename:
-        _check_md5(path, kind.tgz_md5, path)
-        try:
-            with TemporaryDirectory() as aside:
-                extract_archive(path, aside)
-                return _cifar(kind, Path(aside, kind.base_folder))
-        except OSError as error:
-            raise DataError(f"{path} cannot be unpacked ({error}): free some space, or unpack it there") from error
-    for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
-        _check_md5(path / file, md5, path)
-    samples = []
-    for split in ("train", "test"):
-        part = kind(path.parent, train=split == "train")
-        samples += _arrays(split, part.data, [part.classes[label] for label in part.targets], path)
-    return samples
-
-
-def _svhn(root: Path) -> list[Sample]:
-    """torchvision's two files; it gives the digit 0, which they call 10, the class 0."""
-    samples = []
-    for split in ("train", "test"):
-        _, file, md5 = SVHN.split_list[split]
-        _check_md5(root / file, md5, root / file)
-        part = SVHN(root, split)
-        samples += _arrays(split, part.data.transpose(0, 2, 3, 1), [str(label) for label in part.labels], root / file)
-    return samples
-
-
-def _digits(factor: int) -> list[Sample]:
-    """The 8 x 8 digits, each pixel ``factor`` pixels a side."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
-    test = np.zeros(len(labels), bool)  # a fifth: 36 of each class, drawn once and for all (the fingerprint sees to it)
-    rng = np.random.default_rng(0)
-    for c in range(10):
-        test[rng.permutation(np.nonzero(labels == c)[0])[:36]] = True
-    samples = _arrays("", np.repeat(pixels[..., None], 3, axis=3), [str(c) for c in labels], "scikit-learn")
-    return [("test" if t else "train", *sample[1:]) for t, sample in zip(test, samples, strict=True)]
+        return (files, partial(containers.svhn, root)) if all(file.exists() for file in files) else None
+    if kind:
+        kept = [(root / part, partial(containers.cifar, kind)) for part in (kind.base_folder, kind.filename)]
+    else:
+        kept = [(root / f"tiny-imagenet-200{suffix}", containers.tiny) for suffix in ("", ".zip")]
+    return next((([path], partial(read, path)) for path, read in kept if path.exists()), None)
 
 
 def photographs(n: int, size: int, seed: int = 0) -> Tensor:
@@ -292,7 +192,7 @@ def _decode(sample: Sample, s: Spec) -> tuple[np.ndarray, bytes]:
     try:
         content = read()
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) if isinstance(content, bytes) else content
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise DataError(f"{where} cannot be read ({error}): delete it and load the data set again") from error
     if pixels.shape != (s.image_size, s.image_size, 3):
         raise DataError(f"{where} is {pixels.shape[1]} x {pixels.shape[0]} pixels, not {s.image_size} x {s.image_size}")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
-from lkca import data
+from lkca import containers, data
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 WNIDS = ["n02124075", "n01443537", "n04540053"]  # out of order, as wnids.txt is
@@ -418,7 +418,7 @@ def test_full_disk_while_unpacking(tmp_path, arrays, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data, "extract_archive", full)
+    monkeypatch.setattr(containers, "extract_archive", full)
     with pytest.raises(data.DataError, match="cifar-10-python.tar.gz cannot be unpacked.*No space.*free some space"):
         data.load("cifar10", root)
 
