@@ -15,7 +15,7 @@ from lkca import claims, complexity, data, rivals, tables, zoo
 from lkca.intervals import Difference
 from lkca.jobs import Job
 from lkca.records import Record
-from lkca.rendering import INK, LKCA, VIT, show, style, table_html
+from lkca.rendering import INK, LKCA, VIT, folded, show, style, table_html
 
 
 def trained(job: Job, found: Sequence[Record]) -> HTML:
@@ -202,7 +202,7 @@ def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
         styles = {"released": {"marker": "o", "ls": "-"}, "paper": {"marker": "s", "ls": "-."}}
         series = [("the paper's", paper, {"marker": "o", "mfc": "none", "ls": "--"})]
         series += [(f"ours, {p}", points, styles[p]) for p, points in full.items() if points]
-        _panel(axes[0], table, series, f"Table {table}, {zoo.TABLES[table].dataset}")
+        _panel(axes[0], table, series, f"Table {table}, {tables.NAMES[zoo.TABLES[table].dataset]}")
         axes[0].set_ylabel("top-1, %")
         vits, lkcas = zip(*tables.pairs(table), strict=True)
         low, high = ([paper[r][0] for r in rows] for rows in (vits, lkcas))
@@ -224,8 +224,8 @@ def describe(table: int, ledger: Sequence[Record]) -> str:
     gains = [paper[b] - paper[a] for a, b in tables.pairs(table)]
     full = sum(any(tables.select(table, ledger, p, r) for p in tables.FULL) for r in zoo.TABLES[table].rows)
     text = (
-        f"Top-1 accuracy on {zoo.TABLES[table].dataset} against parameters. In the paper ViT-LKCA (blue) is above ViT "
-        f"(orange) at every size, by {min(gains):.2f} to {max(gains):.2f} points. "
+        f"Top-1 accuracy on {tables.NAMES[zoo.TABLES[table].dataset]} against parameters. In the paper ViT-LKCA (blue) "
+        f"is above ViT (orange) at every size, by {min(gains):.2f} to {max(gains):.2f} points. "
         f"Of the {len(zoo.TABLES[table].rows)} rows, {full or 'none'} {'has' if full == 1 else 'have'} been run here "
         "in full."
     )
@@ -248,6 +248,32 @@ def _name(ax: Axes, points: dict[str, tuple[float, float]], first: Sequence[str]
             ax.annotate(row, points[row], (5, 4), textcoords="offset points", fontsize=7)
 
 
+def _front(cost: dict[str, float], label: str, series: dict[str, dict], lkcas: set[str]) -> tuple[Figure, dict]:
+    """One panel a series of accuracy against one cost, over one range of it, and the rows on each front."""
+    fronts, figure = {}, Figure(figsize=(4.8, 3.7 * len(series)), layout="constrained")
+    for ax, (name, top1) in zip(
+        figure.subplots(len(series), sharex=True, squeeze=False)[:, 0], series.items(), strict=True
+    ):
+        best = fronts[name] = rivals.front(cost, top1)
+        ax.plot([cost[r] for r in best], [top1[r] for r in best], color=INK, lw=1, ls="--", alpha=0.5)
+        for row, y in top1.items():
+            kind = {"color": LKCA, "marker": "D"} if row in lkcas else {"color": "#777777", "marker": "o"}
+            kind = kind if not row.startswith("ViT") else {"color": VIT, "marker": "s"}
+            ax.plot(cost[row], y, ls="", ms=6, **kind)
+        ax.set_xscale("log")
+        ax.margins(0.1)
+        ax.set_ylabel(f"top-1, %, {name}")
+        ax.grid(alpha=0.15, color=INK)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
+    ax.set_xlabel(label)
+    for ax, (name, top1) in zip(figure.axes, series.items(), strict=True):  # now that the range is that of all
+        shown = [row for row in top1 if row in lkcas or row.startswith("ViT")]
+        _name(ax, {row: (cost[row], top1[row]) for row in top1}, [*shown, *fronts[name][::-1]])
+    return figure, fronts
+
+
 def fronts(table: int, ledger: Sequence[Record], dataset: str) -> HTML:
     """Accuracy against parameters and against MACs, with the rows that no other beats: the paper's, and ours where run.
 
@@ -255,45 +281,34 @@ def fronts(table: int, ledger: Sequence[Record], dataset: str) -> HTML:
     """
     spec, s = zoo.TABLES[table], data.spec(dataset)
     true = {"image_size": s.image_size, "num_classes": s.classes}
-    params = {row: complexity.count(row, **true).params / 1e6 for row in spec.rows}
-    macs = {row: complexity.products(row, **true) / 1e6 for row in spec.rows}
+    costs = {
+        "parameters, M": {row: complexity.count(row, **true).params / 1e6 for row in spec.rows},
+        "MACs, M": {row: complexity.products(row, **true) / 1e6 for row in spec.rows},
+    }
     series = {"the paper's": dict(tables.published(table, dataset).top1)}
     for protocol in tables.SHOWN:
         found = {row: tables.select(table, ledger, protocol, row, dataset) for row in spec.rows}
         points = {row: float(np.mean([r.top1 for r in runs])) for row, runs in found.items() if runs}
         if points:
             series[f"ours, {protocol}"] = points
-    lkcas, on_front = {rows[-1] for rows in spec.groups.values()}, {}
+    lkcas = {rows[-1] for rows in spec.groups.values()}
+    columns = {label: [f"{cost[row]:.2f}" for row in spec.rows] for label, cost in costs.items()}
+    columns |= {
+        name: [f"{top1[r]:.2f}" if r in top1 else tables.NOT_RUN for r in spec.rows] for name, top1 in series.items()
+    }
+    beside = ""
     with style():
-        figure = Figure(figsize=(9.6, 3.9 * len(series)), layout="constrained")
-        axes = figure.subplots(len(series), 2, squeeze=False, sharey="row")
-        for line, (name, top1) in zip(axes, series.items(), strict=True):
-            line[0].set_ylabel(f"top-1, %, {name}")
-            for ax, cost, label in zip(line, (params, macs), ("parameters, M", "MACs, M"), strict=True):
-                best = on_front[name, label] = rivals.front(cost, top1)
-                ax.plot([cost[r] for r in best], [top1[r] for r in best], color=INK, lw=1, ls="--", alpha=0.5)
-                for row, y in top1.items():
-                    kind = {"color": LKCA, "marker": "D"} if row in lkcas else {"color": "#777777", "marker": "o"}
-                    kind = kind if not row.startswith("ViT") else {"color": VIT, "marker": "s"}
-                    ax.plot(cost[row], y, ls="", ms=6, **kind)
-                ax.set_xscale("log")
-                ax.margins(0.1)
-                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                ax.xaxis.set_major_formatter("{x:g}")
-                ax.xaxis.set_minor_formatter("")
-                shown = [row for row in top1 if row in lkcas or row.startswith("ViT")]
-                _name(ax, {row: (cost[row], top1[row]) for row in top1}, [*shown, *best[::-1]])
-                ax.set_xlabel(label)
-                ax.grid(alpha=0.15, color=INK)
-        frame = pd.DataFrame(
-            {"row": row, "parameters, M": f"{params[row]:.2f}", "MACs, M": f"{macs[row]:.2f}"}
-            | {name: f"{top1[row]:.2f}" if row in top1 else tables.NOT_RUN for name, top1 in series.items()}
-            | {f"on the front, {name}, by {label.partition(',')[0]}": "yes" if row in best else ""
-               for (name, label), best in on_front.items()}
-            for row in spec.rows
-        )  # fmt: skip
-        caption = (
-            f"Accuracy on {tables.NAMES[dataset]} against parameters and MACs; LKCA blue diamonds, ViT orange squares. "
-            "No row is cheaper and more accurate than one on the dashed front; the data say which rows lie on it."
-        )
-        return show(figure, caption, frame)
+        for label, cost in costs.items():
+            figure, best = _front(cost, label, series, lkcas)
+            short = label.partition(",")[0]
+            beside += show(figure, f"Accuracy on {tables.NAMES[dataset]} against {short}.").data
+            columns |= {
+                f"on the front, {name}, by {short}": ["yes" if row in best[name] else "" for row in spec.rows]
+                for name in series
+            }
+    note = (
+        "LKCA blue diamonds, ViT orange squares. No row is cheaper and more accurate than one on the dashed front; the "
+        "data say which rows lie on it."
+    )
+    below = folded(pd.DataFrame({"row": spec.rows} | columns))
+    return HTML(f"<div class='lkca-panels'>{beside}</div><p class='lkca-note'>{note}</p>{below}")

@@ -40,8 +40,13 @@ def show(figure: Figure, caption: str, data: pd.DataFrame | None = None) -> HTML
     # on a phone wider figures scroll, so that type stays legible
     least = f"--least: {52 * figure.get_figwidth():.0f}px"
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}" style="{least}"', 1)
-    folded = f"<details><summary>The data</summary>{table_html(data).data}</details>" if data is not None else ""
-    return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption>{folded}</figure>')
+    below = folded(data) if data is not None else ""
+    return HTML(f'<figure class="lkca-figure">{svg}<figcaption>{text}</figcaption>{below}</figure>')
+
+
+def folded(data: pd.DataFrame) -> str:
+    """What a figure draws, as a table that the reader opens."""
+    return f"<details class='lkca-data'><summary>The data</summary>{table_html(data).data}</details>"
 
 
 def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:

@@ -100,3 +100,14 @@ def test_the_figure_names_the_front_and_draws_ours():
     front = [row for row, cells in lines if re.findall(r"<td[^>]*>(.*?)</td>", cells)[4] == "yes"]
     assert front == ["CaiT-T", "LKCA-T", "LKCA-B"]  # the paper's, by parameters
     assert "on the front, ours, released, by MACs" in page
+    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(svgs) == 2 and all("the paper's" in svg and "ours, released" in svg for svg in svgs)
+
+
+@pytest.mark.parametrize("label", ["parameters, M", "MACs, M"])
+def test_ours_stands_over_the_paper_s_range(label):
+    cost = {"ViT/1M": 1.06, "ViT/1M-LKCA": 1.03, "ViT": 2.69, "ViT-LKCA": 2.69}
+    two = {"ViT/1M": 17.0, "ViT/1M-LKCA": 14.0}  # alone they would make ticks a hundredth apart
+    figure, _ = figures._front(cost, label, {"the paper's": dict.fromkeys(cost, 70.0), "ours": two}, {"ViT-LKCA"})
+    above, below = figure.axes
+    assert above.get_xlim() == below.get_xlim() and below.get_xlim()[1] > 2.69
