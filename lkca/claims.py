@@ -6,12 +6,13 @@ Every sentence that holds a measured number is made here from the ledger, by the
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from lkca import complexity, records, segmentation, segmentation_tables, tables, zoo
-from lkca.intervals import Difference, paired
+from lkca.intervals import Difference, paired, shared
 from lkca.records import Record, SegmentationRecord
 from lkca.tables import FULL, NAMES, NOT_RUN, SHOWN, VERDICTS
 
@@ -131,14 +132,38 @@ def gap_sentence(ledger: Sequence[Record]) -> str:
         sentences.append(
             f"In {kind} runs of {len(found)} of the {len(frame)} pairs ViT-LKCA is ahead of its ViT in {ahead}, behind "
             f"in {behind}, undecided in {undecided}: {_range([d.mean for _, d in found])} points, where the paper "
-            f"prints {_range([paper for paper, _ in found])}."
+            f"prints {_range([paper for paper, _ in found])} ({_seeds(*(d.n for _, d in found))} a pair)."
         )
     return " ".join(sentences)
+
+
+def protocol_sentence(ledger: Sequence[Record]) -> str:
+    """Which protocol and which epoch give the printed accuracies of the main rows, see `tables.from_print`."""
+    frame, said = tables.from_print(ledger), []
+    for protocol, found in frame.groupby("protocol", sort=False):
+        parts = [
+            f"its {epoch} epoch {_range(of.points)} points from the print, within the error of one run in "
+            f"{(of.points.abs() <= of.half).sum()} of {len(of)}"
+            for epoch, of in found.groupby("epoch", sort=False)
+        ]
+        said.append(f"`{protocol}`: {'; '.join(parts)}.".replace("`", ""))
+    if not said:
+        return "Which protocol gives the printed numbers is open: no main row has a full run yet."
+    return f"Main rows, ours minus the print. {' '.join(said)}"
 
 
 def _range(values: Sequence[float]) -> str:
     low, high = f"{min(values):+.2f}", f"{max(values):+.2f}"
     return low if low == high else f"from {low} to {high}"
+
+
+def _seeds(*numbers: int) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low if low == high else f'{low} to {high}'} seed{'s' * (high > 1)}"
+
+
+def _interval(d: Difference) -> str:
+    return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]"
 
 
 def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
@@ -150,17 +175,15 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
     rows, sentences = (steps[0].before, *(c.after for c in steps)), []
     for dataset in dict.fromkeys((*NAMES, *(r.dataset for r in ledger))):
         for protocol in SHOWN:
-            runs = [{r.seed: r.top1 for r in tables.of_cell(ledger, dataset, protocol, row)} for row in rows]
-            seeds = set.intersection(*map(set, runs))
+            runs, seeds = shared(*(tables.of_cell(ledger, dataset, protocol, row) for row in rows))
             if not seeds:
                 continue
-            means = [np.mean([top1[seed] for seed in seeds]) for top1 in runs]
-            reading, mixer, shape = np.diff(means)
+            whole, *parts = (paired(*ends) for ends in ((runs[0], runs[-1]), *pairwise(runs)))
+            reading, mixer, shape = map(_interval, parts)
             sentences.append(
-                f"{everything.after} − {everything.before} on {NAMES.get(dataset, dataset)} is "
-                f"{means[-1] - means[0]:+.2f} points ({protocol}, {len(seeds)} seed{'s' * (len(seeds) > 1)}): "
-                f"{reading:+.2f} from reading the mean of the tokens instead of a class token, {mixer:+.2f} from the "
-                f"mixer, {shape:+.2f} from width and depth."
+                f"{everything.after} − {everything.before} on {NAMES.get(dataset, dataset)} is {_interval(whole)} "
+                f"points ({protocol}, {_seeds(len(seeds))}): {reading} from reading the mean of the tokens instead of "
+                f"a class token, {mixer} from the mixer, {shape} from width and depth."
             )
             break
     return sentences or [f"The steps of the published comparison at {size} have not been run."]
@@ -171,14 +194,11 @@ def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tu
     found = {}
     for c in zoo.contrasts(size):
         cells = {protocol: tables.cells(ledger, dataset, protocol, c) for protocol in SHOWN}
-        protocol = next((p for p, (before, after) in cells.items() if _seeds(before) & _seeds(after)), None)
-        if protocol:
-            found[c.change] = protocol, paired(*cells[protocol])
+        effects = ((protocol, paired(*runs)) for protocol, runs in cells.items())
+        effect = next(((protocol, d) for protocol, d in effects if d), None)
+        if effect:
+            found[c.change] = effect
     return found
-
-
-def _seeds(runs: Sequence[Record]) -> set[int]:
-    return {r.seed for r in runs}
 
 
 def contrast_sentences(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, str]:
@@ -189,7 +209,7 @@ def contrast_sentences(ledger: Sequence[Record], dataset: str, size: str) -> dic
         effect = NOT_RUN
         if c.change in found:
             protocol, d = found[c.change]
-            effect = f"{words[d.sign]}, {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}] ({protocol}, n = {d.n})"
+            effect = f"{words[d.sign]}, {_interval(d)} ({protocol}, n = {d.n})"
         sentences[c.change] = f"{c.tells[0].upper()}{c.tells[1:]}: {effect}."
     return sentences
 
@@ -207,7 +227,7 @@ def camvid_sentence(ledger: Sequence[SegmentationRecord]) -> str:
     unknown = int(((100 * hits / np.maximum(union, 1) < 0.05) & (union > 0)).all(0).sum())
     return (
         f"{names[1]} − {names[0]} is {np.mean(deltas):+.2f} points of mIoU (from {min(deltas):+.2f} to "
-        f"{max(deltas):+.2f}, {len(deltas)} seed{'s' * (len(deltas) > 1)}); {unknown} of {hits.shape[1]} classes stand "
+        f"{max(deltas):+.2f}, {_seeds(len(deltas))}); {unknown} of {hits.shape[1]} classes stand "
         "at 0.0 in both."
     )
 
@@ -222,6 +242,7 @@ def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> 
         f"{'Some' if measured.any() else 'No'} verdict rests on an accuracy that was measured here.",
         "short": tables.length("sketch"),
         "gap": gap_sentence(ledger),
+        "protocol": protocol_sentence(ledger),
         "steps": " ".join(steps_sentences(ledger, "0.5M")),
         "camvid": camvid_sentence(scenes),
         **contrast_sentences(ledger, "cifar100", "0.5M"),

@@ -37,9 +37,8 @@ def claims_list(frame: pd.DataFrame) -> HTML:
     plain = claims.counts(frame)
     cards = (
         f"<li data-verdict='{html.escape(c.verdict if c.verdict in plain else 'mixed')}'>"
-        f"<p class='lkca-quote'>“{html.escape(c.quote)}” <span>section {c.where}</span></p>".replace(
-            "section abstract", "abstract"
-        )
+        f"<p class='lkca-quote'>“{html.escape(c.quote)}” "
+        f"<span>{'section ' * c.where[0].isdigit()}{c.where}</span></p>"
         + f"<p><strong class='lkca-verdict'>{html.escape(c.verdict)}</strong> {html.escape(c.evidence)} "
         + (_evidence(c.link) if c.link else "")
         + "</p></li>"
@@ -76,8 +75,8 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         figure = Figure(figsize=(6.2, 5.6), layout="constrained")
         ax = figure.subplots()
         ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
-        for key, (mark, label) in marks.items():
-            for y, d in frame[key].dropna().items():
+        for (key, (mark, label)), off in zip(marks.items(), (-0.15, 0.15), strict=True):
+            for y, d in (frame[key].dropna().set_axis(frame[key].dropna().index + off)).items():
                 _point(ax, d, y, mark, label)
                 label = None
         ax.axvline(0, color=INK, lw=1)
@@ -234,6 +233,8 @@ def describe(table: int, ledger: Sequence[Record]) -> str:
         for a, b in tables.pairs(table)
         if (d := tables.difference(table, ledger, "sketch", a, b))
     ]
+    drawn = [r for p in tables.SHOWN for r in tables.select(table, ledger, p)]
+    text += " Bars: the standard deviation over seeds, of one seed the binomial standard error." * bool(drawn)
     return text + (f" Sketched, LKCA − ViT is {', '.join(sketched)}." if sketched else "")
 
 
@@ -307,8 +308,8 @@ def fronts(table: int, ledger: Sequence[Record], dataset: str) -> HTML:
                 for name in series
             }
     note = (
-        "LKCA blue diamonds, ViT orange squares. No row is cheaper and more accurate than one on the dashed front; the "
-        "data say which rows lie on it."
+        "LKCA blue diamonds, ViT orange squares. None of the rows drawn is cheaper and more accurate than one on the "
+        "dashed front; the data say which rows lie on it."
     )
     below = folded(pd.DataFrame({"row": spec.rows} | columns))
     return HTML(f"<div class='lkca-panels'>{beside}</div><p class='lkca-note'>{note}</p>{below}")

@@ -1,7 +1,7 @@
 """The rule behind every interval and verdict: how sure a difference between two rows is.
 
 The difference after - before of last-epoch top-1, in points, is taken over the seeds that both rows have, and stands
-with a 95 % interval:
+with a 95 % interval (a seed that one of them has from 0.1 alone is none: that engine drew other images for it):
 
 - Where two or more seeds are shared and all their records hold which test images were right (those made since 0.2),
   the interval is the percentile bootstrap over seeds *and* test images, crossed: seeds and images are each drawn with
@@ -10,8 +10,9 @@ with a 95 % interval:
 - Else it is the wider, at either end, of two: the percentile bootstrap of the mean over seeds, and the normal interval
   from the binomial errors of two accuracies, as if each row had been tested on images of its own.
 
-More seeds do not shrink either below what the test set allows, nor more images below what the seeds allow. Two or three
-seeds say little about seeds, and a bootstrap of them is narrower than it should be: their number stands beside it.
+More seeds do not shrink either below what the test set allows, nor more images below what the seeds allow. One seed
+says nothing about seeds, two or three say little, and a bootstrap of them is narrower than it should be: their number
+stands beside it.
 """
 
 from collections.abc import Sequence
@@ -45,13 +46,18 @@ def binomial_error(top1: float, images: int) -> float:
     return float(np.sqrt(top1 * (100 - top1) / images))
 
 
+def shared(*rows: Sequence[Record]) -> tuple[list[list[Record]], list[int]]:
+    """Of each row the runs whose draws all rows have, by seed; and these seeds."""
+    known = [{r.draws: r for r in runs} for runs in rows]
+    draws = sorted(set.intersection(*map(set, known)))
+    return [[runs[d] for d in draws] for runs in known], [seed for seed, _ in draws]
+
+
 def paired(before: Sequence[Record], after: Sequence[Record]) -> Difference | None:
     """After - before over the seeds that both have, by the rule above; None without any."""
-    a, b = ({r.seed: r for r in runs} for runs in (before, after))
-    seeds = sorted(a.keys() & b.keys())
+    (a, b), seeds = shared(before, after)
     if not seeds:
         return None
-    a, b = ([x[s] for s in seeds] for x in (a, b))
     deltas = np.array([after.top1 - before.top1 for before, after in zip(a, b, strict=True)])
     mean, rng = float(deltas.mean()), np.random.default_rng(0)
     if len(seeds) > 1 and all(r.correct for r in a + b) and len({r.data_fingerprint for r in a + b}) == 1:

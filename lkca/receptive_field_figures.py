@@ -4,6 +4,7 @@ Each draws what `lkca.receptive_field` computes, and stands with its numbers (`l
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lkca import data, records, rendering, zoo
+from lkca import data, records, rendering, tables, zoo
 from lkca import receptive_field as rf
 from lkca.operator import LKCA
 from lkca.records import RESULTS, Record
@@ -29,18 +30,15 @@ Models = Mapping[str, ViT]
 
 
 def with_weights(dataset: str, protocol: str, results_root: Path = RESULTS) -> list[Record]:
-    """The records of a data set and a protocol whose trained weights were kept, in the zoo's order of rows."""
+    """The records of a data set and a protocol whose trained weights were kept, in the zoo's order of rows, by seed."""
     ledger, _ = records.read(results_root)
-    found = [
-        r
-        for r in ledger
-        if (r.dataset, r.protocol) == (dataset, protocol) and records.weights_path(r, results_root).exists()
-    ]
-    return sorted(found, key=lambda r: list(zoo.ROWS).index(r.row))
+    rows = [row for row in zoo.ROWS if any(r.row == row for r in ledger)]
+    found = [r for row in rows for r in tables.of_cell(ledger, dataset, protocol, row)]
+    return [r for r in found if records.weights_path(r, results_root).exists()]
 
 
 def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) -> dict[str, Record]:
-    """The kept runs of a ViT, of its LKCA, and of the 3 x 3 control where there is one.
+    """The kept run of a ViT, of its LKCA, and of the 3 x 3 control where there is one: the last seed's.
 
     Raises ValueError, naming the rows there are, if the weights of the first two were not both kept.
     """
@@ -52,6 +50,48 @@ def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) ->
             f"{', '.join(map(repr, pairs)) or 'none'}, or train them with keep_weights=True"
         )
     return {row: found[row] for row in (vit, f"{vit}-LKCA", f"{vit}-LKCA-3x3") if row in found}
+
+
+def kept_pairs(results_root: Path = RESULTS) -> list[tuple[Record, Record]]:
+    """The runs of every ViT and its LKCA that were trained on one data set under one protocol and kept."""
+    found = []
+    for dataset, protocol in product(tables.NAMES, tables.SHOWN):
+        runs = {r.row: r for r in with_weights(dataset, protocol, results_root)}
+        found += [(run, runs[f"{row}-LKCA"]) for row, run in runs.items() if f"{row}-LKCA" in runs]
+    return found
+
+
+def summary(vit: Record, lkca: Record, images: Tensor, results_root: Path = RESULTS) -> dict[str, float]:
+    """The chapter in four numbers, for one pair.
+
+    ``vit`` and ``lkca``: r(50 %) of the centre token, as shares of the image; ``radius`` of the most local kernel,
+    against a flat one's; ``explained``: the share of the ViT's attention that a kernel explains (variance about
+    uniform, mean over layers and heads).
+    """
+    models = [model_of(record, trained=True, results_root=results_root) for record in (vit, lkca)]
+    token, kernels = TOKENS["centre"], kernels_of(models[1])
+    areas = [rf.curve(rf.shares(m, images, token), rf.centre(m, token), [0.5]).mean() for m in models]
+    flat = rf.kernel_statistics(torch.ones_like(kernels[0]))["radius"]
+    _, kernel = rf.explained(rf.attention_maps(models[0], images), GRID)
+    least = min(rf.kernel_statistics(k)["radius"] for k in kernels) / flat
+    return {"vit": float(areas[0]), "lkca": float(areas[1]), "radius": least, "explained": kernel.mean().item()}
+
+
+def summaries(num_images: int, results_root: Path = RESULTS) -> pd.DataFrame:
+    """`summary` of every kept pair on so many photographs, a line each (strings)."""
+    lines = []
+    for vit, lkca in kept_pairs(results_root):
+        found = summary(vit, lkca, images_for(vit, num_images), results_root)
+        lines.append(
+            {
+                "ViT": f"{vit.row}, {tables.NAMES[vit.dataset]}, {vit.protocol}",
+                "half of the gradient, ViT": f"{100 * found['vit']:.1f} %",
+                "half of the gradient, its LKCA": f"{100 * found['lkca']:.1f} %",
+                "most local kernel": f"{found['radius']:.2f}",
+                "attention that a kernel explains": f"{100 * found['explained']:.1f} %",
+            }
+        )
+    return pd.DataFrame(lines)
 
 
 def model_of(record: Record, *, trained: bool, results_root: Path = RESULTS) -> ViT:

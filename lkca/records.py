@@ -87,6 +87,11 @@ class Run:
     stacked: int = 1  # seeds that were trained in the same step
     schema: int = SCHEMA
 
+    @property
+    def draws(self) -> tuple[int, bool]:
+        """Equal for runs that saw the same images, alike augmented: the seed, and whether 0.1's engine drew."""
+        return self.seed, self.versions.get("lkca", "").startswith("0.1.")
+
     def __post_init__(self) -> None:
         """Check types, ranges and that the curve tells the same story as the summary; raises RecordError."""
         _check_types(self)

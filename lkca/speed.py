@@ -233,7 +233,7 @@ def engine_differences(ledger: Sequence[Record], dataset: str, protocol: str) ->
     lines = []
     runs = [r for r in ledger if (r.dataset, r.protocol) == (dataset, protocol)]
     for row in sorted({r.row for r in runs}):
-        first, now = ([r.top1 for r in runs if r.row == row and r.versions["lkca"].startswith("0.1") == old]
+        first, now = ([r.top1 for r in runs if r.row == row and r.draws[1] == old]
                       for old in (True, False))  # fmt: skip
         if min(len(first), len(now)) > 1:
             interval = ttest_ind(now, first, equal_var=False).confidence_interval(0.95)

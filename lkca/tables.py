@@ -13,12 +13,13 @@ run* as long as a rival that could decide it has not been run.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from lkca import complexity, records, zoo
-from lkca.intervals import Difference, binomial_error, paired
+from lkca.intervals import Difference, binomial_error, paired, shared
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import Number
 from lkca.records import Record
@@ -229,25 +230,112 @@ def cells(ledger: Sequence[Record], dataset: str, protocol: str, contrast: zoo.C
     return tuple(of_cell(ledger, dataset, protocol, row) for row in (contrast.before, contrast.after))
 
 
-def selection(ledger: Sequence[Record]) -> pd.DataFrame:
-    """What choosing the best epoch on the test set adds to the last one's accuracy, by data set and protocol."""
+def _by_setting(ledger: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """The records of all protocols but `smoke` at their present settings, by data set and protocol."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for r in ledger:
-        if r.protocol in SHOWN and r.protocol_hash == PROTOCOLS[r.protocol].hash:
+        if r.protocol in LISTED and r.protocol_hash == PROTOCOLS[r.protocol].hash:
             groups.setdefault((r.dataset, r.protocol), []).append(r)
+    return dict(sorted(groups.items()))
+
+
+def selection(ledger: Sequence[Record]) -> pd.DataFrame:
+    """What choosing the best epoch on the test set adds to the last one's, by data set and protocol (strings).
+
+    To accuracy, over all runs; and to LKCA - ViT, over the pairs of Tables 1-3 by the seeds that both rows have.
+    """
     lines = []
-    for (dataset, protocol), runs in sorted(groups.items()):
+    for (dataset, protocol), runs in _by_setting(ledger).items():
         largest = max(runs, key=lambda r: r.top1_best - r.top1)
+        cells = [shared(*(of_cell(runs, dataset, protocol, row) for row in pair))[0] for pair in pairs(1)]
+        moved = [
+            (b.top1_best - b.top1) - (a.top1_best - a.top1)
+            for vit, lkca in cells
+            for a, b in zip(vit, lkca, strict=True)
+        ]
         lines.append(
             {
                 "data set": dataset,
                 "protocol": protocol,
                 "runs": str(len(runs)),
+                "epochs to choose from": str(len(runs[0].curve)),
                 "best − last, mean": Number(f"{np.mean([r.top1_best - r.top1 for r in runs]):+.2f}", runs),
                 "largest": Number(f"{largest.top1_best - largest.top1:+.2f}", [largest]),
+                "what it does to LKCA − ViT": f"{np.mean(moved):+.2f}" if moved else NOT_RUN,
             }
         )
     return pd.DataFrame(lines, dtype=object)
+
+
+def spread(ledger: Sequence[Record]) -> pd.DataFrame:
+    """How far seeds of one cell lie apart, beside what the test set alone would do, by data set and protocol (strings).
+
+    The first is the standard deviation over seeds, pooled over all cells with two or more; the second the binomial
+    standard error of one accuracy on the test set, the root of its mean square over the same runs.
+    """
+    lines = []
+    for (dataset, protocol), found in _by_setting(ledger).items():
+        cells = [of_cell(found, dataset, protocol, row) for row in dict.fromkeys(r.row for r in found)]
+        cells = [runs for runs in cells if len(runs) > 1]
+        if not cells:
+            continue
+        freedom = sum(len(runs) - 1 for runs in cells)
+        squares = sum(np.var([r.top1 for r in runs]) * len(runs) for runs in cells)
+        several = [r for runs in cells for r in runs]
+        test = np.mean([binomial_error(r.top1, r.num_test) ** 2 for r in several]) ** 0.5
+        lines.append(
+            {
+                "data set": dataset,
+                "protocol": protocol,
+                "rows": str(len(cells)),
+                "runs": str(len(several)),
+                "over seeds": Number(f"{(squares / freedom) ** 0.5:.2f}", several),
+                "of the test set": f"{test:.2f}",
+            }
+        )
+    return pd.DataFrame(lines, dtype=object)
+
+
+def from_print(ledger: Sequence[Record]) -> pd.DataFrame:
+    """How far full runs of the main rows land from the printed top-1: a line a cell of Tables 1-3, protocol and epoch.
+
+    Columns ``dataset``, ``row``, ``protocol``, ``epoch`` ("last" or "best"), ``printed`` (%), ``points`` (ours, mean
+    over seeds, minus the print), ``half`` and ``runs``. The print is taken for one run. The error of one run is the
+    spread over our seeds or the binomial error of the print, whichever is larger; ``half`` is 1.96 errors of the
+    difference between one run and the mean of ours.
+    """
+    lines = []
+    for t, protocol, row in product((1, 2, 3), FULL, zoo.MAIN_ROWS):
+        dataset, printed = zoo.TABLES[t].dataset, published(t).top1[row]
+        runs = select(t, ledger, protocol, row)
+        for epoch, key in (("last", "top1"), ("best", "top1_best")) if runs else ():
+            top1 = [getattr(r, key) for r in runs]
+            one = binomial_error(printed, runs[0].num_test)
+            one = max(one, np.std(top1, ddof=1)) if len(runs) > 1 else one
+            half = 1.96 * one * (1 + 1 / len(runs)) ** 0.5
+            lines.append((dataset, row, protocol, epoch, printed, np.mean(top1) - printed, half, runs))
+    columns = ["dataset", "row", "protocol", "epoch", "printed", "points", "half", "runs"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def reproduction(ledger: Sequence[Record]) -> pd.DataFrame:
+    """`from_print` for the page: a line a printed number of the main rows, a column a protocol and epoch (strings)."""
+    found = {
+        (d.dataset, d.row, d.protocol, d.epoch): Number(f"{d.points:+.2f} ± {d.half:.2f}", d.runs)
+        for d in from_print(ledger).itertuples()
+    }
+    return pd.DataFrame(
+        {"data set": NAMES[zoo.TABLES[t].dataset], "row": row, "the paper's": f"{published(t).top1[row]:.2f}"}
+        | {
+            f"{protocol}, {epoch} epoch − the paper's": found.get(
+                (zoo.TABLES[t].dataset, row, protocol, epoch), NOT_RUN
+            )
+            for protocol in FULL
+            for epoch in ("last", "best")
+        }
+        for t in (1, 2, 3)
+        for row in zoo.MAIN_ROWS
+    )
 
 
 def by_protocol(ledger: Sequence[Record], dataset: str, rows: Sequence[str], before: str, after: str) -> pd.DataFrame:

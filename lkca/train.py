@@ -76,7 +76,7 @@ def fit(
             `fastest_precision`.
         execution: "eager", "captured" or "compiled", see `lkca.stack.Stack`; "auto" captures on CUDA what it can.
         results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the runs are done.
-        keep_weights: also write the trained weights to ``weights/``, see `lkca.records.write_weights`.
+        keep_weights: also write the first seed's trained weights to ``weights/``, see `lkca.records.write_weights`.
         checkpoint_every: steps between checkpoints, to the next block; one is also written after every stage.
         time_budget: seconds from now after which to stop, at a checkpoint.
         progress: "bar" with loss, rate and time left, "lines" (one a stage), or None.
@@ -219,7 +219,7 @@ def fit(
         for seed, curve, end in zip(seeds, state["curves"], state["ends"], strict=True)
     ]
     for i, record in enumerate(found):
-        if keep_weights:
+        if keep_weights and i == 0:
             records.write_weights(record, stack.weights(i), results_root)
         records.write(record, results_root)
     checkpoint.unlink(missing_ok=True)
@@ -233,12 +233,13 @@ def _one_after_the_other(
     seeds: Sequence[int],
     *,
     time_budget: float,
+    keep_weights: bool,
     **settings: object,
 ) -> list[Run] | None:
     began, found = time.perf_counter(), []
     for seed in seeds:
-        left = time_budget - (time.perf_counter() - began)
-        one = fit(row, dataset, p, [seed], time_budget=left, **settings)
+        left, keep = time_budget - (time.perf_counter() - began), keep_weights and seed == seeds[0]
+        one = fit(row, dataset, p, [seed], time_budget=left, keep_weights=keep, **settings)
         if one is None:
             return None
         found += one

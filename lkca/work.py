@@ -17,7 +17,6 @@ from lkca import data, records, segment, segmentation, train, zoo
 from lkca.jobs import source
 from lkca.protocols import PROTOCOLS, Settings
 
-MAIN_ROWS = ("ViT", "ViT-LKCA", "ViT/0.5M", "ViT/0.5M-LKCA")
 Cell = tuple[str, Settings, str]  # data set, protocol, row
 
 
@@ -38,7 +37,7 @@ def cells(protocol: str | None = None) -> Iterator[Cell]:
         return
     full = [PROTOCOLS[protocol]] if protocol else [PROTOCOLS["released"], PROTOCOLS["paper"]]
     controls = (*zoo.control_rows("2M"), *zoo.control_rows("2.69M"))
-    stages = [(zoo.TABLES[t].dataset, p, MAIN_ROWS) for t in (3, 2) for p in full]
+    stages = [(zoo.TABLES[t].dataset, p, zoo.MAIN_ROWS) for t in (3, 2) for p in full]
     tables = [zoo.TABLES[t] for t in (3, 2, 1, 5, 4)]
     stages += [(d, full[0], tuple(map(zoo.canonical, t.rows))) for t in tables for d in t.datasets]
     stages += [(dataset, full[0], controls) for dataset in ("tiny-imagenet", "cifar100")]
@@ -84,7 +83,7 @@ def work_off(
         data_root: folder of the data sets.
         results_root: folder of the ledger.
         budget: seconds.
-        keep_weights: also keep the trained weights, see `train.fit`.
+        keep_weights: also keep the trained weights of the main rows' first seed, see `train.fit`.
         checkpoint_every: steps between checkpoints within an epoch.
 
     Returns:
@@ -104,8 +103,9 @@ def work_off(
             continue
         loaded[name] = loaded.get(name) or source(name).load(name, data_root)
         try:
+            keep = keep_weights and row in zoo.MAIN_ROWS and wanted[0] == seeds[0]
             found = train.fit(
-                row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep_weights,
+                row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep,
                 checkpoint_every=checkpoint_every, time_budget=left, progress="lines",
             )  # fmt: skip
         except ModuleNotFoundError as error:  # a library that only some rows need
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=protocols, help="instead of released and paper")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every cell, trained together")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to work")
-    parser.add_argument("--keep-weights", action="store_true", help="in half precision, in results/weights/")
+    parser.add_argument("--keep-weights", action="store_true", help="of the main rows' first seed, 1 to 5 MB each")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--list", action="store_true", help="show what is missing, in order, and stop")
     args = parser.parse_args(arguments)

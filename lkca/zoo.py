@@ -121,6 +121,7 @@ def _controls(size: str) -> dict[str, Row]:
 # Tables 4 and 5 call rows of Tables 1-3 by other names; `canonical` maps them to one, so that their runs are shared.
 ALIASES = {"ViT-Lite": "ViT/1M", "ViT-Small": "ViT", "LKCA-T": "ViT/1M-LKCA", "LKCA-B": "ViT-LKCA"}
 
+MAIN_ROWS = ("ViT", "ViT-LKCA", "ViT/0.5M", "ViT/0.5M-LKCA")  # of Tables 1-3: those that decide most
 _TABLES_1_TO_3 = tuple(row for row in ROWS if row != "LKCA-L")
 ROWS |= _controls("ViT/0.5M") | _controls("ViT/2M") | _controls("ViT")
 _TABLE_4 = {

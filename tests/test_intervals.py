@@ -92,3 +92,18 @@ def test_one_seed_records_without_answers_and_other_data_fall_back():
     half = 1.96 * np.hypot(*(intervals.binomial_error(r.top1, r.num_test) for r in (before[0], after[0])))
     assert (one.low, one.high, one.n) == pytest.approx((one.mean - half, one.mean + half, 1))
     assert intervals.paired(before[:2], after[2:]) is None
+
+
+def test_a_seed_that_another_engine_drew_is_another_seed():
+    before, after = runs(np.random.default_rng(0), gain=0.5)
+    assert TEMPLATE.versions["lkca"].startswith("0.1.")
+    now = [dataclasses.replace(r, versions=r.versions | {"lkca": "0.3.1"}) for r in after]
+    assert intervals.paired(before, now) is None and intervals.paired(before, now[:2] + after[2:]).n == 3
+
+
+def test_intervals_of_three_seeds_are_too_narrow(monkeypatch):
+    """As the pages say: where seeds differ, clearly fewer than 95 of 100 contain the truth, and most do."""
+    monkeypatch.setattr(intervals, "DRAWS", 1000)
+    rng = np.random.default_rng(1)
+    found = [intervals.paired(*runs(rng, seeds=3, images=400, of_seed=0.4)) for _ in range(200)]
+    assert 0.75 < np.mean([d.sign == 0 for d in found]) < 0.93

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,3 +93,10 @@ def test_the_version_is_one():
     version = PROJECT["project"]["version"]
     assert citation["version"] == version == re.search(r"^## ([\d.]+)", changes, re.MULTILINE)[1]
     assert citation["authors"] == [{"name": "the lkca companion's maintainers"}] and citation["license"] == "MIT"
+
+
+def test_the_repository_stays_below_100_mb():
+    """Every file stands in it twice: checked out, and in git's store."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in filter(None, listed.split("\0")) if (ROOT / name).exists()}
+    assert sum(sizes.values()) < 50e6, sorted(sizes.items(), key=lambda item: -item[1])[:5]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lkca import data, figures, records, rendering, tables, zoo
+from lkca import claims, data, figures, records, rendering, tables, zoo
 from lkca.protocols import PROTOCOLS
 
 TEMPLATE = next(r for r in records.read()[0] if (r.dataset, r.row, r.seed) == ("cifar100", "ViT/0.5M", 0))
@@ -144,6 +144,41 @@ def test_controls_follow_the_ledger():
 def test_selection_is_best_minus_last():
     frame = tables.selection([r for r in records.read()[0] if r.protocol == "sketch"])
     assert set(frame["protocol"]) == {"sketch"} and (frame["best − last, mean"].astype(float) >= 0).all()
+    ledger = [made("ViT", 0, 60.0), made("ViT-LKCA", 0, 65.0)]  # their best epoch lies one point above their last
+    ledger[1] = dataclasses.replace(
+        ledger[1], curve=[dataclasses.replace(ledger[1].curve[0], top1=68.0), ledger[1].curve[1]], top1_best=68.0
+    )
+    (line,) = tables.selection(ledger).to_dict("records")
+    assert (line["runs"], line["epochs to choose from"]) == ("2", "2")
+    assert (line["best − last, mean"], line["largest"]) == ("+2.00", "+3.00")
+    assert line["what it does to LKCA − ViT"] == "+2.00"
+
+
+def test_the_spread_of_seeds_stands_beside_the_binomial_error():
+    ledger = [made("ViT", 0, 60.0), made("ViT", 1, 62.0), made("ViT-LKCA", 0, 60.0), made("ViT-LKCA", 1, 60.0)]
+    (line,) = tables.spread([*ledger, made("ViT/1M", 0, 90.0)]).to_dict("records")
+    assert (line["rows"], line["runs"], line["over seeds"]) == ("2", "4", "1.00")  # the root of (2 + 0) / 2
+    assert line["of the test set"] == f"{tables.binomial_error(60.5, 10_000):.2f}" and tables.spread(ledger[:1]).empty
+
+
+def test_which_protocol_gives_the_print():
+    assert tables.from_print([]).empty and "open: no main row" in claims.protocol_sentence([])
+    assert (tables.reproduction([]).iloc[:, 3:] == tables.NOT_RUN).all(axis=None)
+    ledger = [made("ViT", 0, 72.0), made("ViT", 0, 70.0, "paper"), made("ViT-LKCA", 0, 75.6)]  # printed 72.65 and 76.50
+    found = tables.from_print(ledger).set_index(["row", "protocol", "epoch"])
+    one = 1.96 * tables.binomial_error(72.65, 10_000) * 2**0.5
+    assert found.points["ViT", "released", "last"] == pytest.approx(-0.65)
+    assert found.points["ViT", "released", "best"] == pytest.approx(0.35)
+    assert found.half["ViT", "released", "last"] == pytest.approx(one)
+    several = tables.from_print([*ledger, made("ViT", 1, 76.0)]).set_index(["row", "protocol", "epoch"]).half
+    assert several["ViT", "released", "last"] == pytest.approx(1.96 * 8**0.5 * 1.5**0.5)  # the seeds spread farther
+    said = claims.protocol_sentence(ledger)
+    assert (
+        "released: its last epoch from -0.90 to -0.65 points from the print, within the error of one run in 2 of 2"
+        in said
+    )
+    assert "paper: its last epoch -2.65 points from the print, within the error of one run in 0 of 1" in said
+    assert tables.reproduction(ledger).iloc[4, 3] == f"-0.65 ± {one:.2f}"
 
 
 def test_protocols_are_compared_row_by_row():

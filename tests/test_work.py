@@ -24,7 +24,7 @@ def test_the_order_is_by_what_a_cell_decides():
     assert len(order) == 36 + 8 + 23 + 22 + 28
     assert not {row for _, _, row in order[:-28]} & set(zoo.CONTROLS.rows)
     assert {row for _, _, row in order[-28:]} <= set(zoo.CONTROLS.rows)
-    assert order[:4] == [("tiny-imagenet", "released", row) for row in work.MAIN_ROWS]
+    assert order[:4] == [("tiny-imagenet", "released", row) for row in zoo.MAIN_ROWS]
     assert {p for _, p, _ in order[:16]} == {"released", "paper"} and {n for n, *_ in order[:16]} == {
         "tiny-imagenet",
         "cifar100",
