@@ -75,9 +75,9 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         figure = Figure(figsize=(6.2, 5.6), layout="constrained")
         ax = figure.subplots()
         ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
-        for (key, (mark, label)), off in zip(marks.items(), (-0.15, 0.15), strict=True):
-            for y, d in (frame[key].dropna().set_axis(frame[key].dropna().index + off)).items():
-                _point(ax, d, y, mark, label)
+        for (key, (mark, label)), off in zip(marks.items(), (-0.25, 0), strict=True):
+            for y, d in frame[key].dropna().items():
+                _point(ax, d, y + off, mark, label)
                 label = None
         ax.axvline(0, color=INK, lw=1)
         for y in range(6, len(frame), 6):

@@ -255,7 +255,7 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
         ]
         lines.append(
             {
-                "data set": dataset,
+                "data set": NAMES.get(dataset, dataset),
                 "protocol": protocol,
                 "runs": str(len(runs)),
                 "epochs to choose from": str(len(runs[0].curve)),
@@ -285,7 +285,7 @@ def spread(ledger: Sequence[Record]) -> pd.DataFrame:
         test = np.mean([binomial_error(r.top1, r.num_test) ** 2 for r in several]) ** 0.5
         lines.append(
             {
-                "data set": dataset,
+                "data set": NAMES.get(dataset, dataset),
                 "protocol": protocol,
                 "rows": str(len(cells)),
                 "runs": str(len(several)),
