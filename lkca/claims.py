@@ -146,7 +146,7 @@ def protocol_sentence(ledger: Sequence[Record]) -> str:
             f"{(of.points.abs() <= of.half).sum()} of {len(of)}"
             for epoch, of in found.groupby("epoch", sort=False)
         ]
-        said.append(f"`{protocol}`: {'; '.join(parts)}.".replace("`", ""))
+        said.append(f"{protocol}: {'; '.join(parts)}.")
     if not said:
         return "Which protocol gives the printed numbers is open: no main row has a full run yet."
     return f"Main rows, ours minus the print. {' '.join(said)}"

@@ -121,6 +121,13 @@ def test_training_learns(digits, tmp_path):
         assert record.curve[-1].train_loss < 1.3 < 2 < record.curve[0].train_loss
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_weights_are_kept_of_the_first_seed(digits, tmp_path, monkeypatch, together):
+    monkeypatch.setattr(train, "stackable", lambda model: together)
+    found = fit(digits, tmp_path, seeds=(4, 2), keep_weights=True)
+    assert [records.weights_path(r, tmp_path).exists() for r in found] == [True, False]
+
+
 def test_kept_weights_and_recorded_answers_tell_the_same_story(digits, tmp_path):
     (record,) = fit(digits, tmp_path, keep_weights=True)
     model = zoo.build(record.row, image_size=8, num_classes=10)
