@@ -13,7 +13,9 @@ from lkca import data, jobs, records, scenes, segment, zoo
 from lkca.protocols import PROTOCOLS
 
 ALL = sorted((records.RESULTS / "runs").glob("*.json"))
-COMMITTED = [file for file in ALL if file.name.partition("--")[0] in data.DATASETS]
+COMMITTED = sorted(
+    (f for f in ALL if f.name.partition("--")[0] in data.DATASETS), key=lambda f: "cifar100--" not in f.name
+)
 SEGMENTED = [file for file in ALL if file.name.partition("--")[0] in scenes.DATASETS]
 
 
