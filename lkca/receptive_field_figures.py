@@ -18,6 +18,7 @@ from torch import Tensor
 from lkca import data, records, rendering, tables, zoo
 from lkca import receptive_field as rf
 from lkca.operator import LKCA
+from lkca.provenance import Number
 from lkca.records import RESULTS, Record
 from lkca.vit import ViT
 
@@ -85,10 +86,10 @@ def summaries(num_images: int, results_root: Path = RESULTS) -> pd.DataFrame:
         lines.append(
             {
                 "ViT": f"{vit.row}, {tables.NAMES[vit.dataset]}, {vit.protocol}",
-                "half of the gradient, ViT": f"{100 * found['vit']:.1f} %",
-                "half of the gradient, its LKCA": f"{100 * found['lkca']:.1f} %",
-                "most local kernel": f"{found['radius']:.2f}",
-                "attention that a kernel explains": f"{100 * found['explained']:.1f} %",
+                "half of the gradient, ViT": Number(f"{100 * found['vit']:.1f} %", [vit]),
+                "half of the gradient, its LKCA": Number(f"{100 * found['lkca']:.1f} %", [lkca]),
+                "most local kernel": Number(f"{found['radius']:.2f}", [lkca]),
+                "attention that a kernel explains": Number(f"{100 * found['explained']:.1f} %", [vit]),
             }
         )
     return pd.DataFrame(lines)

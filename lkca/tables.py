@@ -248,11 +248,8 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
     for (dataset, protocol), runs in _by_setting(ledger).items():
         largest = max(runs, key=lambda r: r.top1_best - r.top1)
         cells = [shared(*(of_cell(runs, dataset, protocol, row) for row in pair))[0] for pair in pairs(1)]
-        moved = [
-            (b.top1_best - b.top1) - (a.top1_best - a.top1)
-            for vit, lkca in cells
-            for a, b in zip(vit, lkca, strict=True)
-        ]
+        ends = [pair for cell in cells for pair in zip(*cell, strict=True)]
+        moved = [(lkca.top1_best - lkca.top1) - (vit.top1_best - vit.top1) for vit, lkca in ends]
         lines.append(
             {
                 "data set": NAMES.get(dataset, dataset),
@@ -261,7 +258,9 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
                 "epochs to choose from": str(len(runs[0].curve)),
                 "best − last, mean": Number(f"{np.mean([r.top1_best - r.top1 for r in runs]):+.2f}", runs),
                 "largest": Number(f"{largest.top1_best - largest.top1:+.2f}", [largest]),
-                "what it does to LKCA − ViT": f"{np.mean(moved):+.2f}" if moved else NOT_RUN,
+                "what it does to LKCA − ViT": Number(f"{np.mean(moved):+.2f}", [r for pair in ends for r in pair])
+                if moved
+                else NOT_RUN,
             }
         )
     return pd.DataFrame(lines, dtype=object)
@@ -270,13 +269,16 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
 def spread(ledger: Sequence[Record]) -> pd.DataFrame:
     """How far seeds of one cell lie apart, beside what the test set alone would do, by data set and protocol (strings).
 
-    The first is the standard deviation over seeds, pooled over all cells with two or more; the second the binomial
-    standard error of one accuracy on the test set, the root of its mean square over the same runs.
+    The first is the standard deviation over seeds, pooled over all cells with two or more made by one engine at one
+    precision; the second the binomial standard error of one accuracy on the test set, the root of its mean square over
+    the same runs.
     """
     lines = []
     for (dataset, protocol), found in _by_setting(ledger).items():
-        cells = [of_cell(found, dataset, protocol, row) for row in dict.fromkeys(r.row for r in found)]
-        cells = [runs for runs in cells if len(runs) > 1]
+        alike: dict[tuple[str, bool, str], list[Record]] = {}
+        for r in found:
+            alike.setdefault((r.row, r.draws[1], r.precision), []).append(r)
+        cells = [runs for runs in alike.values() if len(runs) > 1]
         if not cells:
             continue
         freedom = sum(len(runs) - 1 for runs in cells)
@@ -287,10 +289,10 @@ def spread(ledger: Sequence[Record]) -> pd.DataFrame:
             {
                 "data set": NAMES.get(dataset, dataset),
                 "protocol": protocol,
-                "rows": str(len(cells)),
+                "rows": str(len({r.row for r in several})),
                 "runs": str(len(several)),
                 "over seeds": Number(f"{(squares / freedom) ** 0.5:.2f}", several),
-                "of the test set": f"{test:.2f}",
+                "of the test set": Number(f"{test:.2f}", several),
             }
         )
     return pd.DataFrame(lines, dtype=object)

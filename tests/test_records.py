@@ -13,15 +13,14 @@ from lkca import data, jobs, records, scenes, segment, zoo
 from lkca.protocols import PROTOCOLS
 
 ALL = sorted((records.RESULTS / "runs").glob("*.json"))
-COMMITTED = sorted(
-    (f for f in ALL if f.name.partition("--")[0] in data.DATASETS), key=lambda f: "cifar100--" not in f.name
-)
+COMMITTED = [file for file in ALL if file.name.partition("--")[0] in data.DATASETS]
+FIRST, SECOND = [file for file in COMMITTED if file.name.startswith("cifar100--")][:2]
 SEGMENTED = [file for file in ALL if file.name.partition("--")[0] in scenes.DATASETS]
 
 
 @pytest.fixture
 def record():
-    return records.read_one(COMMITTED[0])
+    return records.read_one(FIRST)
 
 
 def test_the_ledger_is_sound():
@@ -110,9 +109,9 @@ def damage_place(d):
 def test_a_broken_record_is_named_and_hides_no_other(tmp_path, damage, says):
     runs = tmp_path / "runs"
     runs.mkdir()
-    shutil.copy(COMMITTED[0], runs)
-    shutil.copy(COMMITTED[1], runs)
-    file = runs / COMMITTED[0].name
+    shutil.copy(FIRST, runs)
+    shutil.copy(SECOND, runs)
+    file = runs / FIRST.name
     if damage:
         fields = json.loads(file.read_text())
         damage(fields)
@@ -120,7 +119,7 @@ def test_a_broken_record_is_named_and_hides_no_other(tmp_path, damage, says):
     else:
         file.write_text(file.read_text()[:500])
     ledger, broken = records.read(tmp_path)
-    assert [records.path_of(r, "").name for r in ledger] == [COMMITTED[1].name]
+    assert [records.path_of(r, "").name for r in ledger] == [SECOND.name]
     assert len(broken) == 1 and file.name in broken[0] and says in broken[0]
 
 

@@ -158,6 +158,9 @@ def test_the_spread_of_seeds_stands_beside_the_binomial_error():
     ledger = [made("ViT", 0, 60.0), made("ViT", 1, 62.0), made("ViT-LKCA", 0, 60.0), made("ViT-LKCA", 1, 60.0)]
     (line,) = tables.spread([*ledger, made("ViT/1M", 0, 90.0)]).to_dict("records")
     assert (line["rows"], line["runs"], line["over seeds"]) == ("2", "4", "1.00")  # the root of (2 + 0) / 2
+    now = [dataclasses.replace(r, versions=r.versions | {"lkca": "0.3.1"}) for r in ledger[1:2]]
+    assert tables.spread([ledger[0], *now]).empty  # of two engines, or two precisions, more differs than the seed
+    assert tables.spread([ledger[0], dataclasses.replace(ledger[1], precision="bf16")]).empty
     assert line["of the test set"] == f"{tables.binomial_error(60.5, 10_000):.2f}" and tables.spread(ledger[:1]).empty
 
 
