@@ -14,6 +14,7 @@ from lkca.comparators import Comparator
 from lkca.provenance import Number
 from lkca.records import Record
 
+RELATED = records.RESULTS / "paper" / "related.csv"
 SIZES = {"T": "about 1M", "S": "about 2.7M", "B": "6 to 14M"}  # of the groups, in parameters
 
 
@@ -42,6 +43,18 @@ def counts(table: int) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame
+
+
+def settings_sentence(frame: pd.DataFrame) -> str:
+    """At which settings the prints of `counts` were made, and how many of them the recount meets to the digit."""
+    again = frame["counted again"][frame["counted again", "at"] != ""]
+    settings = again["at"].value_counts()
+    of_each = [f"{n} at {setting}" for setting, n in settings.items()]
+    where = f"all {of_each[0]}" if len(of_each) == 1 else f"{', '.join(of_each[:-1])} and {of_each[-1]}"
+    return (
+        f"The paper counts {where}. Counted again with its counter, ptflops 0.7.1.2, at the setting of each row, "
+        f"{(again.agrees == 'yes').sum()} of {len(again)} rows agree digit for digit."
+    )
 
 
 def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
@@ -75,9 +88,19 @@ def front(cost: Mapping[str, float], top1: Mapping[str, float]) -> list[str]:
     return rows
 
 
+def repositories_sentence() -> str:
+    """How far ViT-Small lies apart between the paper and `related`'s repositories, and LKCA-B from it in the paper."""
+    other, paper = pd.read_csv(RELATED), tables.published(5).top1
+    same = [paper["ViT-Small"], *other["tiny-imagenet"][other.same_size == "ViT-Small"]]
+    return (
+        f"On Tiny-ImageNet the {len(same)} ViTs lie {max(same) - min(same):.2f} points apart; in this paper LKCA-B and "
+        f"ViT-Small lie {paper['LKCA-B'] - paper['ViT-Small']:.2f} apart."
+    )
+
+
 def related(ledger: Sequence[Record]) -> pd.DataFrame:
     """What repositories that share this recipe report for models of the same name, beside the paper and ours."""
-    other = pd.read_csv(records.RESULTS / "paper" / "related.csv", dtype=str, keep_default_na=False)
+    other = pd.read_csv(RELATED, dtype=str, keep_default_na=False)
     names = ["cifar10", "cifar100", "svhn", "tiny-imagenet"]
     lines = []
     for row in dict.fromkeys(other.same_size[other.same_size != ""]):

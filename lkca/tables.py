@@ -298,6 +298,40 @@ def spread(ledger: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(lines, dtype=object)
 
 
+def one_seed(ledger: Sequence[Record]) -> pd.DataFrame:
+    """How good the interval of a single seed is: tried on the pairs of Tables 1-3 that have several (strings).
+
+    By data set and protocol: LKCA - ViT of one seed, its standard deviation over seeds (pooled over the pairs) and its
+    standard error over test images (each image is its own pair; root of the mean square over seeds); 1.96 times the
+    root of their squares' sum, what an interval of one seed should have to either side; and what the rule gives it.
+    """
+    lines = []
+    for (dataset, protocol), found in _by_setting(ledger).items():
+        cells = [shared(*(of_cell(found, dataset, protocol, row) for row in pair))[0] for pair in pairs(1)]
+        cells = [(vits, lkcas) for vits, lkcas in cells if len(vits) > 1]
+        ends = [pair for cell in cells for pair in zip(*cell, strict=True)]
+        images = [np.std(b.right.astype(int) - a.right) ** 2 / a.num_test for a, b in ends if a.correct and b.correct]
+        if not images:
+            continue
+        squares = sum(np.var([b.top1 - a.top1 for a, b in zip(*cell, strict=True)]) * len(cell[0]) for cell in cells)
+        seeds, test = squares / (len(ends) - len(cells)), 100**2 * np.mean(images)
+        given = [(d.high - d.low) / 2 for d in (paired([a], [b]) for a, b in ends)]
+        runs = [r for pair in ends for r in pair]
+        lines.append(
+            {
+                "data set": NAMES.get(dataset, dataset),
+                "protocol": protocol,
+                "pairs": str(len(cells)),
+                "differences": str(len(ends)),
+                "over seeds": Number(f"{seeds**0.5:.2f}", runs),
+                "over test images": Number(f"{test**0.5:.2f}", runs),
+                "an interval should have": Number(f"± {1.96 * (seeds + test) ** 0.5:.2f}", runs),
+                "the rule's has": Number(f"± {np.mean(given):.2f}", runs),
+            }
+        )
+    return pd.DataFrame(lines, dtype=object)
+
+
 def from_print(ledger: Sequence[Record]) -> pd.DataFrame:
     """How far full runs of the main rows land from the printed top-1: a line a cell of Tables 1-3, protocol and epoch.
 

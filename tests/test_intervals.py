@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lkca import intervals, records
+from lkca import intervals, records, tables
 
-TEMPLATE = next(r for r in records.read()[0] if (r.dataset, r.row, r.seed) == ("cifar100", "ViT/0.5M", 0))
+START = ("cifar100", "ViT/0.5M", "sketch", 0)
+TEMPLATE = next(r for r in records.read()[0] if (r.dataset, r.row, r.protocol, r.seed) == START)
 
 
 def run(seed, right, **kw):
@@ -107,3 +108,17 @@ def test_intervals_of_three_seeds_are_too_narrow(monkeypatch):
     rng = np.random.default_rng(1)
     found = [intervals.paired(*runs(rng, seeds=3, images=400, of_seed=0.4)) for _ in range(200)]
     assert 0.75 < np.mean([d.sign == 0 for d in found]) < 0.93
+
+
+def test_what_the_interval_of_one_seed_should_have_had():
+    more = (20, 12)  # of 400 images, which LKCA finds besides the ViT's: +5 and +3 points
+    vit = [run(seed, np.arange(400) < 200) for seed in (0, 1)]
+    lkca = [run(seed, np.arange(400) < 200 + n, row="ViT/0.5M-LKCA") for seed, n in enumerate(more)]
+    (line,) = tables.one_seed([*vit, *lkca]).to_dict("records")
+    seeds, images = 2.0, 100**2 * (0.05 * 0.95 + 0.03 * 0.97) / 2 / 400
+    assert (line["pairs"], line["differences"]) == ("1", "2")
+    assert (line["over seeds"], line["over test images"]) == (f"{seeds**0.5:.2f}", f"{images**0.5:.2f}")
+    assert line["an interval should have"] == f"± {1.96 * (seeds + images) ** 0.5:.2f}"
+    halves = [(d.high - d.low) / 2 for d in map(intervals.paired, [[r] for r in vit], [[r] for r in lkca])]
+    assert line["the rule's has"] == f"± {np.mean(halves):.2f}"
+    assert tables.one_seed([vit[0], lkca[0]]).empty and tables.one_seed(without_answers([*vit, *lkca])).empty

@@ -77,13 +77,20 @@ def test_counts_say_where_the_print_stands_and_what_it_leaves_out():
     true = frame["at 64 px, 200 classes"]
     assert true.loc["CvT-B", "FLOPs"] == "102.56M" and frame.loc["CvT-B", ("printed", "FLOPs")] == "25.63M"
     assert all(zoo.row(row).deviation for row in frame.index[frame["counted again", "agrees"] == "no"])
-    assert (rivals.counts(4)["counted again", "agrees"] == "yes").sum() == 10
+    assert rivals.settings_sentence(frame) == (
+        "The paper counts 15 at 64 px, 200 classes, 10 at 32 px, 10 classes and 2 at 64 px, 10 classes. Counted again "
+        "with its counter, ptflops 0.7.1.2, at the setting of each row, 24 of 27 rows agree digit for digit."
+    )
+    said = rivals.settings_sentence(rivals.counts(4))
+    assert "counts all 10 at 32 px, 10 classes." in said and "10 of 10 rows agree" in said
 
 
 def test_related_repositories_stand_beside_the_paper_and_ours():
     frame = rivals.related([made("ViT", 0, 58.0, dataset="tiny-imagenet")]).set_index("reported by")["tiny-imagenet"]
     assert frame["this paper"] == "55.74" and frame["ours, released"] == "58.00"
     assert {"57.07", "59.89"} <= set(frame)
+    said = rivals.repositories_sentence()  # 59.89 - 55.74 and 60.95 - 55.74
+    assert "the 3 ViTs lie 4.15 points apart" in said and "LKCA-B and ViT-Small lie 5.21 apart" in said
 
 
 def test_support_knows_every_row_once():

@@ -7,7 +7,8 @@ import pytest
 from lkca import claims, data, figures, records, rendering, tables, zoo
 from lkca.protocols import PROTOCOLS
 
-TEMPLATE = next(r for r in records.read()[0] if (r.dataset, r.row, r.seed) == ("cifar100", "ViT/0.5M", 0))
+START = ("cifar100", "ViT/0.5M", "sketch", 0)
+TEMPLATE = next(r for r in records.read()[0] if (r.dataset, r.row, r.protocol, r.seed) == START)
 
 
 def made(row, seed, top1, protocol="released", dataset="cifar100"):
