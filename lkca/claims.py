@@ -142,14 +142,15 @@ def protocol_sentence(ledger: Sequence[Record]) -> str:
     frame, said = tables.from_print(ledger), []
     for protocol, found in frame.groupby("protocol", sort=False):
         parts = [
-            f"its {epoch} epoch {_range(of.points)} points from the print, within the error of one run in "
-            f"{(of.points.abs() <= of.half).sum()} of {len(of)}"
+            f"{_range(of.points)} at the {epoch} epoch ({(of.points.abs() <= of.half).sum()} of {len(of)} within the "
+            "error of one run)"
             for epoch, of in found.groupby("epoch", sort=False)
         ]
-        said.append(f"{protocol}: {'; '.join(parts)}.")
+        said.append(f"under {protocol} {' and '.join(parts)}.")
     if not said:
         return "Which protocol gives the printed numbers is open: no main row has a full run yet."
-    return f"Main rows, ours minus the print. {' '.join(said)}"
+    printed = len(PAIRED) * len(zoo.MAIN_ROWS)
+    return f"The main rows have {printed} printed numbers. Ours minus the print, in points: {' '.join(said)}"
 
 
 def _range(values: Sequence[float]) -> str:
@@ -235,11 +236,11 @@ def camvid_sentence(ledger: Sequence[SegmentationRecord]) -> str:
 def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> dict[str, str]:
     """What was found, for the front page to quote: a sentence or two under each name."""
     frame = claims(ledger)
-    measured = frame.basis.str.startswith("table ") & (frame.verdict != NOT_RUN)
+    measured = (frame.basis.str.startswith("table ") & (frame.verdict != NOT_RUN)).sum()
     counted = ", ".join(f"{n} {word if n == 1 else PLURAL[word]}" for word, n in counts(frame).items())
     return {
         "claims": f"Of {len(frame)} claims, some of which say the same, {counted}. "
-        f"{'Some' if measured.any() else 'No'} verdict rests on an accuracy that was measured here.",
+        f"{measured or 'No'} verdict{'s rest' if measured > 1 else ' rests'} on accuracies that were measured here.",
         "short": tables.length("sketch"),
         "gap": gap_sentence(ledger),
         "protocol": protocol_sentence(ledger),

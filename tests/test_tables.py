@@ -177,11 +177,9 @@ def test_which_protocol_gives_the_print():
     several = tables.from_print([*ledger, made("ViT", 1, 76.0)]).set_index(["row", "protocol", "epoch"]).half
     assert several["ViT", "released", "last"] == pytest.approx(1.96 * 8**0.5 * 1.5**0.5)  # the seeds spread farther
     said = claims.protocol_sentence(ledger)
-    assert (
-        "released: its last epoch from -0.90 to -0.65 points from the print, within the error of one run in 2 of 2"
-        in said
-    )
-    assert "paper: its last epoch -2.65 points from the print, within the error of one run in 0 of 1" in said
+    assert "have 12 printed numbers" in said
+    assert "under released from -0.90 to -0.65 at the last epoch (2 of 2 within the error of one run) and " in said
+    assert "under paper -2.65 at the last epoch (0 of 1 within the error of one run) and -1.65 at the best" in said
     assert tables.reproduction(ledger).iloc[4, 3] == f"-0.65 ± {one:.2f}"
 
 
