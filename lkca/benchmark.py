@@ -280,14 +280,13 @@ def core_rates(names: Sequence[str], size: int = 64, classes: int = 200, batch: 
 
 def run_rows(results_root: Path = RESULTS) -> Path:
     """Measure the rows of Tables 4 and 5 on a core and write ``results/speed/rows/<device>.json``."""
-    commit, clean = train.git_state()
     names = dict.fromkeys(zoo.canonical(row) for t in (4, 5) for row in (*zoo.TABLES[t].rows, *zoo.TABLES[t].extra))
     found = {
         "device": train.device_in_words("cpu"),
         "rates": core_rates(tuple(names)),
         "versions": {name: version(name) for name in ("torch", "timm", "vit-pytorch")},
-        "git_commit": commit,
-        "git_clean": clean,
+        "git_commit": train.COMMIT,
+        "git_clean": train.CLEAN,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return _write(found, Path(results_root) / "speed" / "rows")
@@ -320,7 +319,7 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS,
     Everything is measured, and replaces an earlier file; or ``only`` one of PARTS: the earlier file keeps the others,
     and says under ``later`` with which commit and when this one was measured.
     """
-    commit, clean = train.git_state()
+    commit, clean = train.COMMIT, train.CLEAN
     ds = noise()
     home, name, kind = ds.to(device), train.device_in_words(device), train.fastest_precision(device)
     folder = Path(results_root) / "speed"

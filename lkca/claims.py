@@ -16,14 +16,14 @@ from lkca.intervals import Difference, paired, shared
 from lkca.records import Record, SegmentationRecord
 from lkca.tables import FULL, NAMES, NOT_RUN, SHOWN, VERDICTS
 
-PLURAL = {
-    "holds": "hold",
-    "holds in part": "hold in part",
-    "does not hold": "do not hold",
-    "undecided": "are undecided",
-    "mixed": "differ by comparison or wait in part for runs",
-    NOT_RUN: "wait for runs",
-    "not examined": "are not examined",
+WORDS = {  # of one claim, and of several
+    "holds": ("holds", "hold"),
+    "holds in part": ("holds in part", "hold in part"),
+    "does not hold": ("does not hold", "do not hold"),
+    "undecided": ("is undecided", "are undecided"),
+    "mixed": ("differs by comparison or waits in part for runs", "differ by comparison or wait in part for runs"),
+    NOT_RUN: ("waits for runs", "wait for runs"),
+    "not examined": ("is not examined", "are not examined"),
 }
 PAIRED = (1, 2, 3)  # of pairs: a ViT and the ViT-LKCA of its size
 
@@ -62,7 +62,11 @@ def verdict(basis: str, ledger: Sequence[Record]) -> str:
         groups = [group for group in spec.groups if group in at or not at]
         pairs = [pair for pair in tables.pairs(t) if pair[0] in at or not at]
         for dataset in [name for name in spec.datasets if name in on or not on]:
-            found += [tables.group_verdict(t, ledger, group, dataset, against) for group in groups]
+            found += [
+                tables.group_verdict(t, ledger, group, dataset, against)
+                for group in groups
+                if not against or set(against) & set(spec.groups[group])
+            ]
             found += [tables.verdict(t, ledger, *pair) for pair in pairs]
     if unknown := {*at, *against, *on} - known:
         raise ValueError(f"{basis!r} names no comparisons: there is no {' or '.join(sorted(unknown))}")
@@ -76,8 +80,8 @@ def verdict(basis: str, ledger: Sequence[Record]) -> str:
 
 def counts(frame: pd.DataFrame) -> dict[str, int]:
     """How many of `claims` have each verdict; one that differs by comparison is "mixed"."""
-    found = [verdict if verdict in PLURAL else "mixed" for verdict in frame.verdict]
-    return {verdict: found.count(verdict) for verdict in PLURAL if verdict in found}
+    found = [verdict if verdict in WORDS else "mixed" for verdict in frame.verdict]
+    return {verdict: found.count(verdict) for verdict in WORDS if verdict in found}
 
 
 def board(ledger: Sequence[Record]) -> pd.DataFrame:
@@ -102,7 +106,8 @@ def board(ledger: Sequence[Record]) -> pd.DataFrame:
 def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA - ViT of every pair of Tables 1-3, as the paper prints it and as measured.
 
-    Columns ``dataset``, ``size``, ``paper`` (points), ``full`` and ``sketch`` (each a `Difference` or None).
+    Columns ``dataset``, ``size``, ``paper`` (points), ``protocol`` (the fullest that ran in full, or ""), ``full`` and
+    ``sketch`` (each a `Difference` or None).
     """
     lines = []
     for t in PAIRED:
@@ -111,7 +116,8 @@ def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
             found = {p: tables.difference(t, ledger, p, vit, lkca) for p in SHOWN}
             line = {"dataset": NAMES[zoo.TABLES[t].dataset], "size": vit.partition("/")[2] or "2.69M"}
             line["paper"] = paper[lkca] - paper[vit]
-            line["full"] = next((found[p] for p in FULL if found[p]), None)
+            line["protocol"] = next((p for p in FULL if found[p]), "")
+            line["full"] = found.get(line["protocol"])
             lines.append(line | {"sketch": found["sketch"]})
     return pd.DataFrame(lines)
 
@@ -121,19 +127,24 @@ def _parameters(pair: tuple[str, str]) -> int:
 
 
 def gap_sentence(ledger: Sequence[Record]) -> str:
-    """Who is ahead in the pairs of Tables 1-3, and by how much, in full runs and in short ones."""
+    """Who is ahead in the pairs of Tables 1-3, and by how much, in full runs and in short ones; whether these agree."""
     frame, sentences = gaps(ledger), []
-    for key, kind in (("full", "full"), ("sketch", "short")):
+    protocols = " and ".join(p for p in FULL if p in set(frame.protocol))
+    for key, kind, names in (("full", "full", f" ({protocols})"), ("sketch", "short", "")):
         found = [(paper, d) for paper, d in zip(frame.paper, frame[key], strict=True) if d]
         if not found:
             sentences.append(f"None of the {len(frame)} pairs of Tables 1–3 has had a {kind} run here.")
             continue
         ahead, behind, undecided = ([d.sign for _, d in found].count(sign) or "none" for sign in (1, -1, 0))
         sentences.append(
-            f"In {kind} runs of {len(found)} of the {len(frame)} pairs ViT-LKCA is ahead of its ViT in {ahead}, behind "
-            f"in {behind}, undecided in {undecided}: {_range([d.mean for _, d in found])} points, where the paper "
-            f"prints {_range([paper for paper, _ in found])} ({_seeds(*(d.n for _, d in found))} a pair)."
+            f"In {kind} runs{names} of {len(found)} of the {len(frame)} pairs ViT-LKCA is ahead of its ViT in {ahead}, "
+            f"behind in {behind}, undecided in {undecided}: {_range([d.mean for _, d in found])} points, where the "
+            f"paper prints {_range([paper for paper, _ in found])} ({_seeds(*(d.n for _, d in found))} a pair)."
         )
+    both = frame.dropna(subset=["full", "sketch"])
+    if len(both):
+        alike = sum(full.sign == sketch.sign for full, sketch in zip(both.full, both.sketch, strict=True))
+        sentences.append(f"Of the {len(both)} with both, the short runs agree with the full in {alike or 'none'}.")
     return " ".join(sentences)
 
 
@@ -170,7 +181,8 @@ def _interval(d: Difference) -> str:
 def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
     """The published difference of a size as the sum of its three steps, over the seeds that all four rows have.
 
-    A sentence for each data set that has such seeds, under the fullest protocol of each; or one that there is none.
+    A sentence for each data set that has such seeds, under the fullest protocol of each, and another where a fuller one
+    has the whole difference alone; or one that there is none.
     """
     everything, *steps = zoo.contrasts(size)[:4]
     rows, sentences = (steps[0].before, *(c.after for c in steps)), []
@@ -186,6 +198,12 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
                 f"points ({protocol}, {_seeds(len(seeds))}): {reading} from reading the mean of the tokens instead of "
                 f"a class token, {mixer} from the mixer, {shape} from width and depth."
             )
+            for fuller in SHOWN[: SHOWN.index(protocol)]:
+                if whole := paired(*(tables.of_cell(ledger, dataset, fuller, row) for row in (rows[0], rows[-1]))):
+                    sentences[-1] += (
+                        f" The {_interval(whole)} points of the full runs ({fuller}, {_seeds(whole.n)}) have not been "
+                        "taken apart."
+                    )
             break
     return sentences or [f"The steps of the published comparison at {size} have not been run."]
 
@@ -237,7 +255,7 @@ def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> 
     """What was found, for the front page to quote: a sentence or two under each name."""
     frame = claims(ledger)
     measured = (frame.basis.str.startswith("table ") & (frame.verdict != NOT_RUN)).sum()
-    counted = ", ".join(f"{n} {word if n == 1 else PLURAL[word]}" for word, n in counts(frame).items())
+    counted = ", ".join(f"{n} {WORDS[word][n > 1]}" for word, n in counts(frame).items())
     return {
         "claims": f"Of {len(frame)} claims, some of which say the same, {counted}. "
         f"{measured or 'No'} verdict{'s rest' if measured > 1 else ' rests'} on accuracies that were measured here.",

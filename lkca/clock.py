@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from lkca import operator, train
+from lkca.stack import multiplying
 
 SIDES = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)  # of the grids on which the forms are timed
 
@@ -41,6 +42,7 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@multiplying("fp32")
 def forms(device: str, seconds: float) -> list[dict]:
     """Milliseconds of LKCA's forms, forward and backward, by the grid's side: 192 channels, about 8192 tokens, fp32."""
     found = []

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
@@ -174,21 +175,23 @@ def on_gpus(ledger: Sequence[Run], machines: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def on_processors(ledger: Sequence[Run], machines: Sequence[Mapping], core: Mapping[str, float]) -> pd.DataFrame:
-    """One seed of each table as far as a processor carries it (`sketch`, for segmentation "reduced"), core hours.
+    """One seed of each table on a processor: `sketch` and `paper`, for segmentation "reduced", in core hours.
 
     Hours of one core: seconds times threads. Rates are those of the first processor measured, and of one ``core``.
     """
     machine = next((m for m in machines if threads(m["device"])), None)
     lines = []
-    for table in (*zoo.TABLES, *segmentation.TABLES):
 
-        def alike(device: str) -> bool:
-            return threads(device) is not None
+    def alike(device: str) -> bool:
+        return threads(device) is not None
 
+    for table, protocol in (
+        *product(zoo.TABLES, ("sketch",)), *product(segmentation.TABLES, ("reduced",)), *product(zoo.TABLES, ("paper",))
+    ):  # fmt: skip
         if table in segmentation.TABLES:
-            protocol, wanted, total = "reduced", len(segmentation.TINY), scenes_(table, "reduced", ledger, alike)
+            wanted, total = len(segmentation.TINY), scenes_(table, protocol, ledger, alike)
         else:
-            protocol, wanted = "sketch", _cells(table)
+            wanted = _cells(table)
             total = classification(table, protocol, ledger, machine, alike, core) if machine else Sum()
         done = sum(total.ways.values()) == wanted
         lines.append(
@@ -196,7 +199,7 @@ def on_processors(ledger: Sequence[Run], machines: Sequence[Mapping], core: Mapp
                 "table": f"Table {table}",
                 "protocol": protocol,
                 "runs": str(wanted),
-                "core hours": Number(f"{total.seconds / 3600:.1f}", total.runs) if done else NOT_MEASURED,
+                "core hours": Number(f"{total.seconds / 3600:,.1f}", total.runs) if done else NOT_MEASURED,
                 "cells": total.origin,
             }
         )

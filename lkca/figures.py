@@ -228,14 +228,16 @@ def describe(table: int, ledger: Sequence[Record]) -> str:
         f"Of the {len(zoo.TABLES[table].rows)} rows, {full or 'none'} {'has' if full == 1 else 'have'} been run here "
         "in full."
     )
-    sketched = [
-        f"{d.mean:+.2f} points at {a.partition('/')[2] or '2.69M'} (n = {d.n})"
-        for a, b in tables.pairs(table)
-        if (d := tables.difference(table, ledger, "sketch", a, b))
-    ]
     drawn = [r for p in tables.SHOWN for r in tables.select(table, ledger, p)]
     text += " Bars: the standard deviation over seeds, of one seed the binomial standard error." * bool(drawn)
-    return text + (f" Sketched, LKCA − ViT is {', '.join(sketched)}." if sketched else "")
+    for protocol in tables.SHOWN:
+        found = [
+            f"{d.mean:+.2f} points at {a.partition('/')[2] or '2.69M'} (n = {d.n})"
+            for a, b in tables.pairs(table)
+            if (d := tables.difference(table, ledger, protocol, a, b))
+        ]
+        text += f" Under {protocol} LKCA − ViT is {', '.join(found)}." if found else ""
+    return text
 
 
 def _name(ax: Axes, points: dict[str, tuple[float, float]], first: Sequence[str]) -> None:

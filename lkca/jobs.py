@@ -123,7 +123,8 @@ def plan(
     if protocol == "smoke":
         datasets, results = (spec.smoke,), results / "scratch"
         names = tuple(map(zoo.canonical, spec.smoke_rows)) if spec.smoke_rows and rows == "all" else names
-    job = Job(datasets, protocols[protocol], names, tuple(seeds), "cuda" if cuda else "cpu", root, results, reason)
+    seeds = tuple(dict.fromkeys(seeds))
+    job = Job(datasets, protocols[protocol], names, seeds, "cuda" if cuda else "cpu", root, results, reason)
     missing = sum(not path.exists() for *_, path in job.runs)
     if missing:
         records.check_writable(results)

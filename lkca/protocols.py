@@ -92,7 +92,7 @@ PROTOCOLS = {
         Protocol(
             "sketch",
             "16 passes over 10,000 training images, tested on the whole test set: about ten minutes for a 0.5M row on "
-            "two CPU cores. A direction, never a reproduction.",
+            "two CPU cores. Who is ahead early, never a reproduction.",
             epochs=8,
             passes_per_epoch=2,
             train_images=10_000,

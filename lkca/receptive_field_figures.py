@@ -39,26 +39,34 @@ def with_weights(dataset: str, protocol: str, results_root: Path = RESULTS) -> l
 
 
 def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) -> dict[str, Record]:
-    """The kept run of a ViT, of its LKCA, and of the 3 x 3 control where there is one: the last seed's.
+    """The kept run of a ViT, of its LKCA, and of the 3 x 3 control where there is one: of the last seed they share.
 
     Raises ValueError, naming the rows there are, if the weights of the first two were not both kept.
     """
-    found = {r.row: r for r in with_weights(dataset, protocol, results_root)}
-    if not {vit, f"{vit}-LKCA"} <= found.keys():
-        pairs = [row for row in found if f"{row}-LKCA" in found]
+    found = _of_one_seed(with_weights(dataset, protocol, results_root), vit)
+    if not found:
+        pairs = [a.row for a, b in kept_pairs(results_root) if (a.dataset, a.protocol) == (dataset, protocol)]
         raise ValueError(
             f"there are no weights of {vit!r} and its LKCA, trained on {dataset} under {protocol}; take one of "
             f"{', '.join(map(repr, pairs)) or 'none'}, or train them with keep_weights=True"
         )
-    return {row: found[row] for row in (vit, f"{vit}-LKCA", f"{vit}-LKCA-3x3") if row in found}
+    return found
+
+
+def _of_one_seed(runs: Sequence[Record], vit: str) -> dict[str, Record]:
+    """Of these runs those of a ViT, its LKCA and its 3 x 3 control, of the last seed that the first two share."""
+    of = {row: {r.seed: r for r in runs if r.row == row} for row in (vit, f"{vit}-LKCA", f"{vit}-LKCA-3x3")}
+    shared = of[vit].keys() & of[f"{vit}-LKCA"].keys()
+    return {row: known[max(shared)] for row, known in of.items() if max(shared) in known} if shared else {}
 
 
 def kept_pairs(results_root: Path = RESULTS) -> list[tuple[Record, Record]]:
     """The runs of every ViT and its LKCA that were trained on one data set under one protocol and kept."""
     found = []
     for dataset, protocol in product(tables.NAMES, tables.SHOWN):
-        runs = {r.row: r for r in with_weights(dataset, protocol, results_root)}
-        found += [(run, runs[f"{row}-LKCA"]) for row, run in runs.items() if f"{row}-LKCA" in runs]
+        runs = with_weights(dataset, protocol, results_root)
+        pairs = (_of_one_seed(runs, row) for row in dict.fromkeys(r.row for r in runs if f"{r.row}-LKCA" in zoo.ROWS))
+        found += [(*pair.values(),)[:2] for pair in pairs if pair]
     return found
 
 

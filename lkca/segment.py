@@ -85,7 +85,7 @@ PROTOCOLS = {
         SegmentationProtocol(
             "reduced",
             "The same recipe at a size for a CPU: crops of 96 px from images of 180, for small rows. Some twenty "
-            "minutes on one free core for CamVid. A direction, never a reproduction.",
+            "minutes on one free core for CamVid. Who is ahead early, never a reproduction.",
             iterations=(500, 1_000, 1_500), batch_size=8, lr=2e-3, warmup=100, crop=96, short_side=180,
             stride=84,
         ),

@@ -188,7 +188,7 @@ def goals(machines: Sequence[dict]) -> pd.DataFrame:
             found = [
                 ("ViT-LKCA, × the conventional loop with its convolution form", 10, times),
                 ("… by the matrix form alone", 10, ladder[1] / conventional),
-                ("ViT-LKCA, × ViT", 1, rates["rows", "ViT-LKCA"] / rates["rows", "ViT"]),
+                ("ViT-LKCA, × ViT", 1, rates["rows", "ViT-LKCA"] / (rates["rows", "ViT"] or np.inf)),
                 ("augmentation on one core, × torchvision's", 3, augment_[1] / augment_[0]),
             ]
         for goal, least, speed in found:

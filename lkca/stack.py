@@ -10,7 +10,7 @@ a stack of one, called as it is, with torch's generator seeded anew for each ste
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -27,6 +27,19 @@ def stackable(model: nn.Module) -> bool:
     return getattr(model, "stackable", True)
 
 
+@contextlib.contextmanager
+def multiplying(precision: str) -> Iterator[None]:
+    """Products and convolutions of float32 tensors in TF32 if ``precision`` is "tf32", else in full (on CUDA)."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def _first(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t[0] for name, t in stacked.items()}
 
@@ -40,7 +53,7 @@ class Stack:
             seed's part of what `train` is given.
         betas, weight_decay: AdamW's.
         device: "cpu" or "cuda".
-        precision: "fp32"; "tf32" products; "bf16", autocast with fp32 weights; "fp64", for tests.
+        precision: "fp32"; "tf32" products and convolutions; "bf16", autocast with fp32 weights; "fp64", for tests.
         execution: "eager"; "captured" as a CUDA graph; "compiled", by torch.compile and then captured.
 
     Raises:
@@ -91,25 +104,20 @@ class Stack:
         return functional_call(self._model, (params, buffers), inputs)
 
     @contextlib.contextmanager
-    def _arithmetic(self):
-        """The precision's switches; on the CPU, attention in products that stack."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+    def _forward(self) -> Iterator[None]:
+        """The forward pass in bf16 if that is the precision; on the CPU, attention in products that stack."""
         plain = self.device == "cpu" and self.stackable
         math = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
-        bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
-        try:
-            with math, bf16:
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with math, torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+            yield
 
     def _step(self, batch: list[Tensor]) -> None:
-        with self._arithmetic():
-            losses = self._losses(self.params, self.buffers, *batch)
-        self._optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        self._optimizer.step()
+        with multiplying(self.precision):
+            with self._forward():
+                losses = self._losses(self.params, self.buffers, *batch)
+            self._optimizer.zero_grad(set_to_none=True)
+            losses.sum().backward()
+            self._optimizer.step()
         losses = losses.detach()
         self.loss_sum += losses
         bad = ~losses.isfinite() & (self.first_bad < 0)
@@ -165,7 +173,7 @@ class Stack:
     def predict(self, x: Tensor) -> Tensor:
         """What every seed's model says of the same input in evaluation mode, (S, …)."""
         self._model.eval()
-        with self._arithmetic():
+        with multiplying(self.precision), self._forward():
             if self.stackable:
                 return torch.vmap(self._call, in_dims=(0, 0, None))(self.params, self.buffers, x)
             return self._call(_first(self.params), _first(self.buffers), x)[None]

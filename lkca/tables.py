@@ -169,7 +169,7 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
         found = {p: difference(table, ledger, p, vit, lkca) for p in reversed(SHOWN)}
         line = {"the paper's": f"{paper[lkca] - paper[vit]:+.2f}", "claim": verdict(table, ledger, vit, lkca)}
         line |= {f"ours, {protocol}": interval(d) for protocol, d in found.items()}
-        line["direction in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
+        line["ahead in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
         lines[f"{lkca} − {vit}"] = line
     return pd.DataFrame.from_dict(lines, orient="index", dtype=object)
 
@@ -301,31 +301,41 @@ def spread(ledger: Sequence[Record]) -> pd.DataFrame:
 def one_seed(ledger: Sequence[Record]) -> pd.DataFrame:
     """How good the interval of a single seed is: tried on the pairs of Tables 1-3 that have several (strings).
 
-    By data set and protocol: LKCA - ViT of one seed, its standard deviation over seeds (pooled over the pairs) and its
-    standard error over test images (each image is its own pair; root of the mean square over seeds); 1.96 times the
-    root of their squares' sum, what an interval of one seed should have to either side; and what the rule gives it.
+    By data set and protocol, of LKCA - ViT of one seed: its variance over seeds on these test images, as the standard
+    deviation; the variance that other test images would add, what an image does to all seeds alike (the covariance
+    between seeds over the number of images); both pooled over the pairs whose seeds know which images were right, of
+    one engine and precision. Then 1.96 times the root of their sum, what an interval of one seed should have to either
+    side, and what the rule gives it.
     """
     lines = []
     for (dataset, protocol), found in _by_setting(ledger).items():
-        cells = [shared(*(of_cell(found, dataset, protocol, row) for row in pair))[0] for pair in pairs(1)]
-        cells = [(vits, lkcas) for vits, lkcas in cells if len(vits) > 1]
-        ends = [pair for cell in cells for pair in zip(*cell, strict=True)]
-        images = [np.std(b.right.astype(int) - a.right) ** 2 / a.num_test for a, b in ends if a.correct and b.correct]
-        if not images:
+        cells: dict[tuple, list[tuple[Record, Record]]] = {}
+        for pair in pairs(1):
+            for ends in zip(*shared(*(of_cell(found, dataset, protocol, row) for row in pair))[0], strict=True):
+                if all(r.correct for r in ends):
+                    cells.setdefault((pair, ends[0].draws[1], *(r.precision for r in ends)), []).append(ends)
+        several = [cell for cell in cells.values() if len(cell) > 1]
+        if not several:
             continue
-        squares = sum(np.var([b.top1 - a.top1 for a, b in zip(*cell, strict=True)]) * len(cell[0]) for cell in cells)
-        seeds, test = squares / (len(ends) - len(cells)), 100**2 * np.mean(images)
-        given = [(d.high - d.low) / 2 for d in (paired([a], [b]) for a, b in ends)]
+        degrees, seeds, images = [len(cell) - 1 for cell in several], [], []
+        for cell in several:
+            gains = 100.0 * np.stack([lkca.right.astype(int) - vit.right for vit, lkca in cell])  # (seeds, images)
+            between = np.cov(gains)
+            seeds.append(gains.mean(1).var(ddof=1))
+            images.append((between.sum() - between.trace()) / (len(cell) * (len(cell) - 1)) / gains.shape[1])
+        over_seeds, over_images = (float(np.average(v, weights=degrees)) for v in (seeds, images))
+        ends = [ends for cell in several for ends in cell]
+        given = [(d.high - d.low) / 2 for d in (paired([vit], [lkca]) for vit, lkca in ends)]
         runs = [r for pair in ends for r in pair]
         lines.append(
             {
                 "data set": NAMES.get(dataset, dataset),
                 "protocol": protocol,
-                "pairs": str(len(cells)),
+                "pairs": str(len(several)),
                 "differences": str(len(ends)),
-                "over seeds": Number(f"{seeds**0.5:.2f}", runs),
-                "over test images": Number(f"{test**0.5:.2f}", runs),
-                "an interval should have": Number(f"± {1.96 * (seeds + test) ** 0.5:.2f}", runs),
+                "over seeds": Number(f"{over_seeds**0.5:.2f}", runs),
+                "over test images": Number(f"{max(over_images, 0) ** 0.5:.2f}", runs),
+                "an interval should have": Number(f"± {1.96 * max(over_seeds + over_images, 0) ** 0.5:.2f}", runs),
                 "the rule's has": Number(f"± {np.mean(given):.2f}", runs),
             }
         )

@@ -58,7 +58,7 @@ def fit(
     execution: str = "auto",
     results_root: Path = RESULTS,
     keep_weights: bool = False,
-    checkpoint_every: int = 100,
+    checkpoint_every: float = 60.0,
     time_budget: float = math.inf,
     progress: str | None = "bar",
 ) -> list[Run] | None:
@@ -77,20 +77,24 @@ def fit(
         execution: "eager", "captured" or "compiled", see `lkca.stack.Stack`; "auto" captures on CUDA what it can.
         results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the runs are done.
         keep_weights: also write the first seed's trained weights to ``weights/``, see `lkca.records.write_weights`.
-        checkpoint_every: steps between checkpoints, to the next block; one is also written after every stage.
+        checkpoint_every: seconds between checkpoints, to the next block; one is also written after every stage.
         time_budget: seconds from now after which to stop, at a checkpoint.
         progress: "bar" with loss, rate and time left, "lines" (one a stage), or None.
 
     Returns:
-        The records, as written, by seed; None if the time ran out first. Call it again to go on.
+        The records, as written, by seed; None if the time ran out first. Call it again to go on, with the seeds that
+        have no record yet.
 
     Raises:
-        ValueError: before any training, on an unknown row, device, precision or execution, a training set smaller than
-            a batch, or a checkpoint that is damaged or belongs to other data.
+        ValueError: before any training, on an unknown row, device, precision or execution, seeds that are not
+            different whole numbers from 0 up, a training set smaller than a batch, or a checkpoint that is damaged or
+            belongs to other data or another precision.
         FileExistsError: before any training, if a run has a record already.
         FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
     """
     began, p, task, row = time.perf_counter(), protocol, TASKS[type(dataset)], zoo.canonical(row)
+    if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(f"seeds={seeds!r} are not different whole numbers from 0 up")
     targets = [records.path(results_root, row, dataset.name, p.name, p.hash, seed) for seed in seeds]
     for target in targets:
         if target.exists():
@@ -118,18 +122,21 @@ def fit(
     loss = task.loss(ds, p, device, PRECISIONS[precision])
     stack = Stack(models, loss, betas=p.betas, weight_decay=p.weight_decay, device=device, precision=precision,
                   execution=execution)  # fmt: skip
-    commit, clean = git_state()
-    state = {"step": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "stage_seconds": 0.0, "commit": commit,
-             "clean": clean, "curves": [[] for _ in seeds], "ends": []}  # fmt: skip
+    made = {"device": device_in_words(device), **VERSIONS}
+    state = {"step": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "stage_seconds": 0.0, "commit": COMMIT,
+             "clean": CLEAN, "precision": precision, "made": made, "curves": [[] for _ in seeds],
+             "ends": []}  # fmt: skip
     name = targets[0].stem + "".join(f"+{seed}" for seed in seeds[1:])
     checkpoint = Path(results_root) / "checkpoints" / f"{name}.pt"
     if checkpoint.exists():
-        state = _load_checkpoint(checkpoint, stack, ds.fingerprint)
-        if (state["commit"], state["clean"]) != (commit, clean):  # begun by other code: say the tree was not one commit
-            state |= {"commit": commit, "clean": False}
+        state = _load_checkpoint(checkpoint, stack, ds.fingerprint, precision)
+        if (state["commit"], state["clean"]) != (COMMIT, CLEAN):  # begun by other code: say the tree was not one commit
+            state |= {"commit": COMMIT, "clean": False}
+        for name, was in state["made"].items():  # begun elsewhere: say both
+            state["made"][name] = was if was.endswith(made[name]) else f"{was}, then {made[name]}"
     ds = ds.to(device)
 
-    total, clock = stages[-1], time.perf_counter()
+    total, clock, saved = stages[-1], time.perf_counter(), time.perf_counter()
     title = f"{row} · {ds.name} · {p.name} · seed {', '.join(map(str, seeds))}"
     show = _Progress(progress, title, state["step"], total)
 
@@ -138,6 +145,12 @@ def fit(
         before, clock = clock, time.perf_counter()
         for key in keys:
             state[key] += clock - before
+
+    def save() -> None:
+        nonlocal saved
+        _save_checkpoint(checkpoint, stack, state, ds.fingerprint)
+        spend("wall_seconds", "stage_seconds")
+        saved = time.perf_counter()
 
     def at(stage: int) -> int:
         return {"epoch": range(1, len(stages) + 1), "iteration": stages}[task.AT][stage]
@@ -158,14 +171,14 @@ def fit(
                 stack.train(batches, rates, noise)
                 state["step"] = stop
                 late = time.perf_counter() - began > time_budget
-                due = stop < end and (late or stop // checkpoint_every > step // checkpoint_every)
+                due = stop < end and (late or time.perf_counter() - saved >= checkpoint_every)
                 if device == "cpu" or stop == end or due:  # elsewhere looking would wait for the device
                     _check_finite(stack, seeds, name)
                     spend("train_seconds", "wall_seconds", "stage_seconds")
                     rate = stop * p.batch_size * len(seeds) / state["train_seconds"]
                     show.update(stop, stack.loss_sum.mean().item() / (stop - start), rate)
                 if due:
-                    _save_checkpoint(checkpoint, stack, state, ds.fingerprint)
+                    save()
                 if late and stop < end:
                     return None
             train_loss = (stack.loss_sum / (end - start)).tolist()
@@ -176,11 +189,12 @@ def fit(
                 curve.append({task.AT: at(number), "lr": rates[-1], "train_loss": loss, **point,
                               "seconds": state["stage_seconds"]})  # fmt: skip
             state["ends"], state["stage_seconds"] = [end for _, end in measured], 0.0
-            _save_checkpoint(checkpoint, stack, state, ds.fingerprint)
+            save()
             show.stage(task, [curve[-1] for curve in state["curves"]], at(-1))
             if late and end < total:
                 return None
 
+    where = state["made"].pop("device")
     found = [
         task.record(
             curve,
@@ -201,16 +215,10 @@ def fit(
             num_test=ds.num_test,
             data_fingerprint=ds.fingerprint,
             precision=precision,
-            device=device_in_words(device),
+            device=where,
             images_per_second=total * p.batch_size * len(seeds) / state["train_seconds"],
             wall_seconds=state["wall_seconds"],
-            versions={
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "numpy": np.__version__,
-                "lkca": lkca.__version__,
-            },
+            versions=state["made"],
             git_commit=state["commit"],
             git_clean=state["clean"],
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -218,10 +226,16 @@ def fit(
         )
         for seed, curve, end in zip(seeds, state["curves"], state["ends"], strict=True)
     ]
-    for i, record in enumerate(found):
-        if keep_weights and i == 0:
-            records.write_weights(record, stack.weights(i), results_root)
-        records.write(record, results_root)
+    written = []
+    try:
+        for i, record in enumerate(found):
+            if keep_weights and i == 0:
+                written.append(records.write_weights(record, stack.weights(i), results_root))
+            written.append(records.write(record, results_root))
+    except BaseException:  # all or none: the checkpoint is of all seeds together
+        for file in written:
+            file.unlink()
+        raise
     checkpoint.unlink(missing_ok=True)
     return found
 
@@ -297,15 +311,19 @@ def _save_checkpoint(file: Path, stack: Stack, state: dict, fingerprint: str) ->
         ) from error
 
 
-def _load_checkpoint(file: Path, stack: Stack, fingerprint: str) -> dict:
+def _load_checkpoint(file: Path, stack: Stack, fingerprint: str, precision: str) -> dict:
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-        if saved["fingerprint"] == fingerprint:
+        data, state = saved["fingerprint"], saved["state"]
+        if (data, state["precision"]) == (fingerprint, precision):
             stack.load_state_dict(saved["stack"])
-            return saved["state"]
+            return state
+    except (OSError, torch.OutOfMemoryError):  # nothing is wrong with the file
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"the checkpoint {file} is damaged ({error}): delete it to begin this run again") from error
-    raise ValueError(f"the checkpoint {file} was made on other data: delete it to begin this run again")
+    other = "on other data" if data != fingerprint else f"in {state['precision']}, not {precision}"
+    raise ValueError(f"the checkpoint {file} was made {other}: delete it to begin this run again")
 
 
 def checked_device(device: str) -> str:
@@ -347,6 +365,17 @@ def git_state() -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a checkout around an installed package is not its own
         return git("rev-parse", "HEAD"), not git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False
+
+
+COMMIT, CLEAN = git_state()  # of the code as it was loaded, whatever is committed while it trains
+VERSIONS = {
+    "python": platform.python_version(),
+    "torch": str(torch.__version__),
+    "torchvision": str(torchvision.__version__),
+    "numpy": np.__version__,
+    "lkca": lkca.__version__,
+}

@@ -18,6 +18,9 @@ from lkca.jobs import source
 from lkca.protocols import PROTOCOLS, Settings
 
 Cell = tuple[str, Settings, str]  # data set, protocol, row
+PASSED_OVER = (  # what one cell can have that the next has not: a missing library, a divergence, damage, its size
+    ModuleNotFoundError, FloatingPointError, ValueError, FileExistsError, torch.OutOfMemoryError,
+)  # fmt: skip
 
 
 def cells(protocol: str | None = None) -> Iterator[Cell]:
@@ -36,7 +39,7 @@ def cells(protocol: str | None = None) -> Iterator[Cell]:
         yield from (("tiny-imagenet", PROTOCOLS[protocol], row) for row in zoo.comparators_of("T"))
         return
     full = [PROTOCOLS[protocol]] if protocol else [PROTOCOLS["released"], PROTOCOLS["paper"]]
-    controls = (*zoo.control_rows("2M"), *zoo.control_rows("2.69M"))
+    controls = tuple(row for size in ("0.5M", "2M", "2.69M") for row in zoo.control_rows(size))
     stages = [(zoo.TABLES[t].dataset, p, zoo.MAIN_ROWS) for t in (3, 2) for p in full]
     tables = [zoo.TABLES[t] for t in (3, 2, 1, 5, 4)]
     stages += [(d, full[0], tuple(map(zoo.canonical, t.rows))) for t in tables for d in t.datasets]
@@ -72,19 +75,18 @@ def work_off(
     results_root: Path,
     budget: float,
     keep_weights: bool = False,
-    checkpoint_every: int = 1000,
 ) -> int:
     """Train the missing runs of each cell, its seeds together in one step, until all are done or the budget is spent.
 
     Args:
-        todo: cells, most valuable first; those whose data set is not on disk are named and passed over.
+        todo: cells, most valuable first; those whose data set is not on disk, and those that fail by themselves (a loss
+            that is not finite, damaged data or checkpoint, too little memory), are named and passed over.
         seeds: of every cell.
         device: "cpu" or "cuda".
         data_root: folder of the data sets.
         results_root: folder of the ledger.
         budget: seconds.
         keep_weights: also keep the trained weights of the main rows' first seed, see `train.fit`.
-        checkpoint_every: steps between checkpoints within an epoch.
 
     Returns:
         How many runs were finished.
@@ -92,8 +94,8 @@ def work_off(
     began, finished, loaded, absent = time.monotonic(), 0, {}, set()
     for cell in todo:
         name, p, row = cell
-        left, wanted = budget - (time.monotonic() - began), missing(cell, seeds, results_root)
-        if left <= 0:
+        wanted = missing(cell, seeds, results_root)
+        if time.monotonic() - began >= budget:
             break
         if not wanted or name in absent:
             continue
@@ -101,19 +103,17 @@ def work_off(
             absent.add(name)
             print(f"{name} is not in {data_root}: its cells are passed over", flush=True)
             continue
-        loaded[name] = loaded.get(name) or source(name).load(name, data_root)
         try:
+            loaded[name] = loaded.get(name) or source(name).load(name, data_root)
             keep = keep_weights and row in zoo.MAIN_ROWS and wanted[0] == seeds[0]
-            found = train.fit(
+            left = budget - (time.monotonic() - began)
+            train.fit(
                 row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep,
-                checkpoint_every=checkpoint_every, time_budget=left, progress="lines",
+                time_budget=left, progress="lines",
             )  # fmt: skip
-        except ModuleNotFoundError as error:  # a library that only some rows need
-            print(f"{row} is passed over: {error}", flush=True)
-            continue
-        if found is None:
-            break
-        finished += len(found)
+        except PASSED_OVER as error:
+            print(f"{row} on {name} is passed over: {error}", flush=True)
+        finished += len(wanted) - len(missing(cell, wanted, results_root))
     return finished
 
 
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lkca.work", description=__doc__.partition("\n")[0])
     parser.add_argument("--data-root", type=Path, default=data.ROOT, help="folder of the data sets")
     parser.add_argument("--results-root", type=Path, default=records.RESULTS, help="folder of the ledger")
-    protocols = list(PROTOCOLS | segment.PROTOCOLS)
+    protocols = [name for name in PROTOCOLS | segment.PROTOCOLS if name != "smoke"]  # that shows, and fills nothing
     parser.add_argument("--protocol", choices=protocols, help="instead of released and paper")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every cell, trained together")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to work")
@@ -130,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--list", action="store_true", help="show what is missing, in order, and stop")
     args = parser.parse_args(arguments)
+    args.seeds = list(dict.fromkeys(args.seeds))
+    if min(args.seeds) < 0:
+        parser.error(f"seed {min(args.seeds)} is not a whole number from 0 up")
     todo = [cell for cell in cells(args.protocol) if missing(cell, args.seeds, args.results_root)]
     if args.list:
         for name, p, row in todo:

@@ -60,7 +60,8 @@ def test_one_part_is_measured_again_and_says_when(tmp_path, monkeypatch):
     file.parent.mkdir()
     file.write_text(json.dumps(before))
     monkeypatch.setattr(benchmark.train, "device_in_words", lambda device: "this machine")
-    monkeypatch.setattr(benchmark.train, "git_state", lambda: ("0123456789", False))
+    monkeypatch.setattr(benchmark.train, "COMMIT", "0123456789")
+    monkeypatch.setattr(benchmark.train, "CLEAN", False)
     monkeypatch.setattr(benchmark, "noise", lambda: data.load("digits"))
     assert benchmark.run("cpu", 0.0, 0, tmp_path, "gathers") == file
     (after,) = speed.read(tmp_path)

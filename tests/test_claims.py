@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_tables import made, pair
 
-from lkca import claims, complexity, figures, records, tables, zoo
+from lkca import claims, complexity, equivalence, figures, records, tables, zoo
 from lkca import receptive_field as rf
 from lkca import receptive_field_figures as rff
 
@@ -61,13 +61,15 @@ def test_what_is_said_of_sizes_is_counted():
         assert abs(b / a - 1) < 0.05 and zoo.row(lkca).depth > zoo.row(vit).depth
         largest = max(largest, b)
     assert largest < 8e6
+    ratio = equivalence.macs_table()["ratio"].astype(float)
+    assert [round(r - 1e-9, 2) for r in ratio] == [0.98, 1.06, 0.95]
 
 
 @pytest.mark.parametrize("vit, lkca", rff.kept_pairs(), ids=lambda r: f"{r.row}-{r.dataset}-{r.protocol}")
 def test_what_is_said_of_receptive_fields_is_measured(vit, lkca):
-    """Half of a token's gradient: from half to four thirds of a ViT's area; no kernel is local; no ViT is a kernel."""
-    found = rff.summary(vit, lkca, rff.images_for(vit, 16))
-    assert 0.5 < found["lkca"] / found["vit"] < 1.4
+    """Half of a token's gradient: half to five quarters of a ViT's area; hardly a kernel is local; no ViT is one."""
+    found = rff.summary(vit, lkca, rff.images_for(vit, 32))
+    assert 0.5 < found["lkca"] / found["vit"] < 1.3
     assert found["radius"] > 0.9
     assert found["explained"] < 0.05
 
@@ -123,6 +125,7 @@ def test_rivals_that_a_claim_leaves_out_cannot_decide_it():
     ledger = [dataclasses.replace(r, row=zoo.canonical(r.row)) for r in ledger]
     assert claims.verdict("table 4 at S on cifar100", ledger) == "does not hold"
     assert claims.verdict("table 4 at S against CaiT-S and Swin-S on cifar100", ledger) == "holds"
+    assert claims.verdict("table 4 against CaiT-S on cifar100", ledger) == "holds"  # the other group does not hold it
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,11 @@ def test_the_gap_in_words():
     assert "In short runs of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in none, behind in 1" in short
     assert "undecided in none: -5.00 points, where the paper prints +3.85 (2 seeds a pair)." in short
     full = claims.gap_sentence(pair((60.0, 60.5), (65.0, 65.5), "paper"))
-    assert "In full runs of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in 1" in full
+    assert "In full runs (paper) of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in 1" in full
+    both = claims.gap_sentence(pair((60.0,), (65.0,), "paper") + pair((60.0, 60.5), (55.0, 55.5), "sketch"))
+    assert both.endswith("Of the 1 with both, the short runs agree with the full in none.")
+    both = claims.gap_sentence(pair((60.0,), (65.0,), "released") + pair((60.0, 60.5), (65.0, 65.5), "sketch"))
+    assert "In full runs (released)" in both and both.endswith("agree with the full in 1.")
 
 
 def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
@@ -158,6 +165,10 @@ def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     mixed = [r for r in ledger if r.row != "ViT/0.5M-mean"] + old  # another engine drew its images: no seed is shared
     assert "have not been run" in claims.steps_sentences(mixed, "0.5M")[0]
     assert "have not been run" in claims.steps_sentences(ledger, "2.69M")[0]
+    whole = [made("ViT/0.5M", 0, 60.0, "paper"), made("ViT/0.5M-LKCA", 0, 65.0, "paper")]
+    (found,) = claims.steps_sentences(ledger + whole, "0.5M")
+    assert "(sketch, 2 seeds)" in found and "The +5.00 [" in found
+    assert found.endswith("points of the full runs (paper, 1 seed) have not been taken apart.")
     full = [made(row, 0, value, "paper", dataset) for row, value in top1.items() for dataset in ("cifar100", "cifar10")]
     first, second = claims.steps_sentences(ledger + full, "0.5M")
     assert "on CIFAR-10 " in first and "on CIFAR-100 is -1.75 [" in second

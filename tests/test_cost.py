@@ -48,6 +48,13 @@ def test_a_record_on_the_device_speaks_before_a_rate_and_a_rate_before_a_guess()
     assert cost.classification(2, "released", [elsewhere], GPU, alike).ways == rated.ways
 
 
+def test_a_processor_has_short_runs_and_full_ones():
+    found = cost.on_processors(LEDGER, MACHINES, cost.core_rates())
+    hours = found.set_index(["table", "protocol"])["core hours"].str.replace(",", "").astype(float)
+    assert {t for t, protocol in hours.index if protocol == "paper"} == {f"Table {t}" for t in zoo.TABLES}
+    assert all(hours[f"Table {t}", "paper"] > 10 * hours[f"Table {t}", "sketch"] for t in zoo.TABLES)
+
+
 def test_threads_count():
     assert [cost.threads(d) for d in ("AMD EPYC, 2 threads", "NVIDIA H200")] == [2, None]
     twice = CPU | {"device": "another, 4 threads"}

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lkca import classification, data, train, zoo
 from lkca.protocols import Protocol
-from lkca.stack import PRECISIONS, Stack
+from lkca.stack import PRECISIONS, Stack, multiplying
 
 P = Protocol("tiny", "a test's", batch_size=8, crop_padding=1)
 SIZES = {"image_size": 8, "num_classes": 10}
@@ -154,3 +155,42 @@ def test_a_row_that_cannot_be_stacked_trains_alone_as_a_plain_loop_does(digits):
     torch.testing.assert_close(stack.predict(images.double())[0], model.eval()(images.double()))
     with pytest.raises(ValueError, match="2 seeds were asked for, but this row can only be trained one at a time"):
         stack_of(digits, [Batchnormed(), Batchnormed()])
+
+
+class Switches(torch.autograd.Function):
+    """The identity; it notes how float32 is multiplied when it is called and when its gradient is taken."""
+
+    seen = []
+
+    @staticmethod
+    def forward(ctx, x):
+        Switches.note("forward")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Switches.note("backward")
+        return gradient
+
+    @staticmethod
+    def note(where):
+        Switches.seen.append((where, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+
+@pytest.mark.parametrize("precision, product, convolution", [("tf32", "high", True), ("fp32", "highest", False)])
+@pytest.mark.parametrize("outside", ["tf32", "fp32"])
+def test_a_precision_holds_in_both_passes_and_for_convolutions(precision, product, convolution, outside):
+    class Alone(nn.Linear):
+        stackable = False
+
+    def loss(call, x):
+        return Switches.apply(call(x)).square().sum()
+
+    stack = Stack([Alone(3, 2)], loss, betas=(0.9, 0.999), weight_decay=0.0, device="cpu", precision=precision,
+                  execution="eager")  # fmt: skip
+    Switches.seen.clear()
+    with multiplying(outside):
+        stack.train([torch.ones(1, 1, 4, 3)], [1e-3], [0])
+        Switches.note("outside")
+    assert Switches.seen[:2] == [(where, product, convolution) for where in ("forward", "backward")]
+    assert Switches.seen[2][1:] == ("high" if outside == "tf32" else "highest", outside == "tf32")

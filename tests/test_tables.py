@@ -113,7 +113,8 @@ def test_what_is_wrong_stands_under_the_table():
 def test_the_figure_says_what_it_shows_and_asks_no_network():
     page = figures.accuracy_figure(2, pair((60.0,), (65.0,), "sketch")).data
     assert "Table 2, CIFAR-100" in page and "cifar100" not in page
-    assert "Sketched, LKCA − ViT is +5.00 points at 2.69M (n = 1)" in page and "src=" not in page
+    assert "Under sketch LKCA − ViT is +5.00 points at 2.69M (n = 1)" in page and "src=" not in page
+    assert "Under paper LKCA − ViT is -2.00 points" in figures.describe(2, pair((60.0,), (58.0,), "paper"))
     assert rendering.INK not in page and "currentColor" in page
 
 

@@ -162,7 +162,7 @@ def spy(file, stack, *rest):
 train._save_checkpoint = spy
 p = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
 classification.BLOCK = 2
-train.fit("ViT/0.5M-LKCA", data.load("digits"), p, (0, 1), results_root=root, checkpoint_every=2, progress=None)
+train.fit("ViT/0.5M-LKCA", data.load("digits"), p, (0, 1), results_root=root, checkpoint_every=0, progress=None)
 """
 
 
@@ -207,7 +207,7 @@ def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tmp_p
 
 
 def test_what_dies_loses_no_more_than_its_last_interval(digits, tmp_path, monkeypatch):
-    """Dead after 5 steps of 12 with a checkpoint every 2, it goes on from step 4."""
+    """Dead after 5 steps of 12 with a checkpoint after each block, here a step, it goes on from step 5."""
     taken, take = [], train.Stack.train
 
     def step(stack, block, rates, noise):
@@ -219,10 +219,10 @@ def test_what_dies_loses_no_more_than_its_last_interval(digits, tmp_path, monkey
     monkeypatch.setattr(classification, "BLOCK", 1)
     monkeypatch.setattr(train.Stack, "train", step)
     with pytest.raises(KeyboardInterrupt):
-        fit(digits, tmp_path, checkpoint_every=2)
+        fit(digits, tmp_path, checkpoint_every=0)
     taken = [0] * 6
-    fit(digits, tmp_path, checkpoint_every=2)
-    assert len(taken) - 6 == 12 - 4
+    fit(digits, tmp_path, checkpoint_every=0)
+    assert len(taken) - 6 == 12 - 5
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -290,6 +290,44 @@ def test_a_time_budget_stops_at_a_checkpoint_and_the_next_call_goes_on(digits, t
         assert [e.train_loss for e in a.curve] == [e.train_loss for e in b.curve]
 
 
+def test_a_run_that_goes_on_elsewhere_names_both_and_in_another_precision_it_does_not(digits, tmp_path, monkeypatch):
+    kw = {"precision": "fp32", "time_budget": 0}
+    monkeypatch.setattr(train, "device_in_words", lambda device: "one machine")
+    assert fit(digits, tmp_path, **kw) is None
+    with pytest.raises(ValueError, match="was made in fp32, not fp64: delete it"):
+        fit(digits, tmp_path, precision="fp64")
+    monkeypatch.setattr(train, "device_in_words", lambda device: "another")
+    monkeypatch.setitem(train.VERSIONS, "torch", "99.0")
+    while (found := fit(digits, tmp_path, **kw)) is None:
+        pass
+    assert found[0].device == "one machine, then another" and found[0].versions["torch"].endswith(", then 99.0")
+    assert found[0].versions["numpy"] == train.VERSIONS["numpy"]
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (-1,), (1.5,)])
+def test_seeds_are_different_whole_numbers(digits, tmp_path, seeds):
+    with pytest.raises(ValueError, match="are not different whole numbers from 0 up"):
+        fit(digits, tmp_path, seeds=seeds)
+
+
+def test_records_of_seeds_trained_together_are_written_all_or_none(digits, tmp_path, monkeypatch):
+    """The disk is full after the first of two: the next call writes both from the checkpoint."""
+    write = records.write
+
+    def full(record, root):
+        if record.seed == 1:
+            raise OSError(28, "No space left on device")
+        return write(record, root)
+
+    with monkeypatch.context() as m:
+        m.setattr(records, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(digits, tmp_path, seeds=(0, 1), keep_weights=True)
+    assert not list(tmp_path.glob("runs/*")) and not list(tmp_path.glob("weights/*"))
+    monkeypatch.setattr(train.Stack, "train", lambda *_: pytest.fail("it trained again"))
+    assert len(fit(digits, tmp_path, seeds=(0, 1))) == 2
+
+
 def test_a_full_disk_loses_nothing(digits, tmp_path, monkeypatch):
     """The record cannot be written: the run says so and its checkpoint stays, so that the next call writes it."""
 
@@ -314,3 +352,19 @@ def test_seeds_that_cannot_share_a_step_train_one_after_the_other(tmp_path):
     (alone,) = fit(images, tmp_path / "alone", p, seeds=(1,), row=row)
     assert [(r.seed, r.stacked) for r in found] == [(0, 1), (1, 1)]
     assert found[-1].curve[-1].train_loss == alone.curve[-1].train_loss and found[-1].correct == alone.correct
+
+
+def test_a_package_that_its_checkout_does_not_track_has_no_commit(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "lkca").mkdir()
+    (tmp_path / "lkca" / "train.py").touch()
+    monkeypatch.setattr(train, "__file__", str(tmp_path / "lkca" / "train.py"))
+    git("init")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "another project")
+    assert train.git_state() == ("unknown", False)
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "this one")
+    commit, clean = train.git_state()
+    assert len(commit) == 40 and clean
