@@ -6,7 +6,7 @@ Every sentence that holds a measured number is made here from the ledger, by the
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -146,6 +146,42 @@ def gap_sentence(ledger: Sequence[Record]) -> str:
         alike = sum(full.sign == sketch.sign for full, sketch in zip(both.full, both.sketch, strict=True))
         sentences.append(f"Of the {len(both)} with both, the short runs agree with the full in {alike or 'none'}.")
     return " ".join(sentences)
+
+
+def lead(ledger: Sequence[Record]) -> pd.DataFrame:
+    """LKCA - ViT along the training, of the pairs of Tables 1-3 that have full runs: a line an epoch.
+
+    Columns ``pair``, ``dataset``, ``protocol`` (a full one, or `sketch` of the same pair), ``epoch``, ``images`` (seen
+    in training so far) and ``points`` (top-1, mean over the seeds that both rows have).
+    """
+    lines = []
+    for t, (vit, lkca) in product(PAIRED, tables.pairs(1)):
+        dataset = zoo.TABLES[t].dataset
+        name = f"{NAMES[dataset]} {vit.partition('/')[2] or '2.69M'}"
+        runs = {p: shared(*(tables.of_cell(ledger, dataset, p, row) for row in (vit, lkca)))[0] for p in SHOWN}
+        for protocol in SHOWN if any(runs[p][0] for p in FULL) else ():
+            curves = [[[e.top1 for e in r.curve] for r in found] for found in runs[protocol]]
+            points = np.subtract(*reversed(curves)).mean(0) if curves[0] else []
+            for epoch, value in enumerate(points, 1):
+                images = epoch * tables.images_an_epoch(runs[protocol][0][0])
+                lines.append((name, NAMES[dataset], protocol, epoch, images, float(value)))
+    return pd.DataFrame(lines, columns=["pair", "dataset", "protocol", "epoch", "images", "points"])
+
+
+def lead_sentences(ledger: Sequence[Record]) -> list[str]:
+    """From which epoch on each pair's full run had the one ahead that is ahead at its end; or that there is none."""
+    sentences = []
+    for (pair, protocol), run in lead(ledger).groupby(["pair", "protocol"], sort=False):
+        if protocol not in FULL:
+            continue
+        ahead = np.sign(run.points.to_numpy())
+        first = int(np.flatnonzero(ahead != ahead[-1]).max(initial=-1)) + 1  # position of the first epoch of the lead
+        winner = {1: "ViT-LKCA", -1: "the ViT", 0: "neither"}[int(ahead[-1])]
+        sentences.append(
+            f"{pair} ({protocol}): {winner} is ahead from epoch {run.epoch.iloc[first]} of {len(run)} on, "
+            f"{run['images'].iloc[first]:,} images into the training."
+        )
+    return sentences or ["No pair has a full run yet."]
 
 
 def protocol_sentence(ledger: Sequence[Record]) -> str:

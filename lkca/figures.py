@@ -102,6 +102,33 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         return show(figure, caption, shown)
 
 
+def lead_figure(ledger: Sequence[Record]) -> HTML:
+    """LKCA - ViT along the training of every pair with full runs, and along its short runs; nothing without any."""
+    frame = claims.lead(ledger)
+    if frame.empty:
+        return HTML("")
+    colours = dict(zip(dict.fromkeys(tables.NAMES.values()), ("#009E73", "#0072B2", "#56B4E9", "#CC79A7"), strict=True))
+    with style():
+        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for (pair, protocol), run in frame.groupby(["pair", "protocol"], sort=False):
+            look = {"ls": "--", "marker": "o", "ms": 3} if protocol == "sketch" else {"ls": "-", "lw": 1.8}
+            ax.plot(run["images"], run.points, color=colours[run.dataset.iloc[0]], label=f"{pair}, {protocol}", **look)
+        ax.axhline(0, color=INK, lw=1)
+        ax.set_xscale("log")
+        ax.set_xlabel("training images seen")
+        ax.set_ylabel("LKCA − ViT, points of top-1")
+        ax.grid(axis="y", alpha=0.15, color=INK)
+        figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+        caption = (
+            "LKCA − ViT on the test set along the training, mean over the seeds that both have: full runs as lines, "
+            "the short runs of the same pairs dashed. Below zero the ViT is ahead. A short run sees a part of the "
+            "data, and its learning rate falls to zero where a full one's still rises."
+        )
+        shown = frame.assign(images=frame["images"].map("{:,}".format), points=frame.points.map("{:+.2f}".format))
+        return show(figure, caption, shown.drop(columns="dataset").astype(str))
+
+
 def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
     """The contrasts of one size with their intervals, each under its fullest protocol; those not run are named."""
     found = claims.contrasts(ledger, dataset, size)

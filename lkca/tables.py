@@ -46,6 +46,12 @@ def length(protocol: str) -> str:
     return f"{p.epochs * p.passes_per_epoch} passes over {images} training images"
 
 
+def images_an_epoch(run: Record) -> int:
+    """Training images that a run sees in an epoch, repetitions counted."""
+    fields = run.protocol_fields
+    return fields["passes_per_epoch"] * run.num_train // fields["batch_size"] * fields["batch_size"]
+
+
 def pairs(table: int) -> list[tuple[str, str]]:
     """The (ViT, ViT-LKCA) pairs of a table, in its order."""
     return [(row, f"{row}-LKCA") for row in zoo.TABLES[table].rows if f"{row}-LKCA" in zoo.TABLES[table].rows]

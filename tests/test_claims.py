@@ -152,6 +152,26 @@ def test_the_gap_in_words():
     assert "In full runs (released)" in both and both.endswith("agree with the full in 1.")
 
 
+def test_who_is_ahead_along_the_training():
+    """Behind at the first of two epochs, ahead at the second; short runs have no say without full ones."""
+    vit, lkca = pair((60.0,), (65.0,), "paper")
+    lkca = dataclasses.replace(lkca, curve=[dataclasses.replace(lkca.curve[0], top1=58.0), lkca.curve[1]],
+                               top1_best=65.0, best_epoch=2)  # fmt: skip
+    short = pair((20.0, 20.5), (15.0, 14.5), "sketch")
+    assert claims.lead(short).empty and claims.lead_sentences(short) == ["No pair has a full run yet."]
+    assert figures.lead_figure(short).data == ""
+    frame = claims.lead([vit, lkca, *short]).set_index(["protocol", "epoch"])
+    assert frame.points.tolist() == [58.0 - 61.0, 5.0, -5.5, -5.5]
+    assert frame["images"]["paper", 2] == 2 * 78 * 128  # of 10,000
+    assert claims.lead_sentences([vit, lkca]) == [
+        "CIFAR-100 2.69M (paper): ViT-LKCA is ahead from epoch 2 of 2 on, 19,968 images into the training."
+    ]
+    (ahead,) = claims.lead_sentences(pair((60.0,), (50.0,), "released"))
+    assert "(released): the ViT is ahead from epoch 1 of 2 on" in ahead
+    page = figures.lead_figure([vit, lkca, *short]).data
+    assert "CIFAR-100 2.69M, paper" in page and "CIFAR-100 2.69M, sketch" in page
+
+
 def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     top1 = {"ViT/0.5M": 16.0, "ViT/0.5M-mean": 13.0, "ViT/0.5M-LKCA-same": 13.5, "ViT/0.5M-LKCA": 14.25}
     ledger = [made(row, seed, value + seed, "sketch") for row, value in top1.items() for seed in (0, 1)]
