@@ -15,7 +15,6 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -133,8 +132,8 @@ def _run(name: str, image_size: int, num_classes: int) -> Iterator[int]:
 
 
 @functools.cache
-def _counted(results_root: Path = RESULTS) -> dict[tuple[str, int, int], tuple[int, int, int]]:
-    with (results_root / "complexity.csv").open(newline="", encoding="utf-8") as file:
+def _counted() -> dict[tuple[str, int, int], tuple[int, int, int]]:
+    with (RESULTS / "complexity.csv").open(newline="", encoding="utf-8") as file:
         _, *lines = csv.reader(file)
     return {(name, int(size), int(classes)): tuple(map(int, counts)) for name, size, classes, *counts in lines}
 

@@ -82,12 +82,11 @@ class ViT(nn.Module):
         mixer: "attention", "lkca" or "both".
         pooling: "class" or "mean"; LKCA needs a full grid of tokens and so "mean".
         drop_path: stochastic depth rate of every branch.
-        in_channels: of the image.
         kernels: of an LKCA layer, see `lkca.operator.LKCA`.
         kernel_size, kernel_init: of LKCA, see there.
         form: of LKCA, see `lkca.operator.lkca`.
 
-    Shapes: (B, in_channels, image_size, image_size) -> (B, num_classes) logits. ``num_draws`` is how many uniform
+    Shapes: (B, 3, image_size, image_size) -> (B, num_classes) logits. ``num_draws`` is how many uniform
     numbers a sample needs for stochastic depth: one a branch, or 0 at rate 0.
 
     Raises:
@@ -107,7 +106,6 @@ class ViT(nn.Module):
         mixer: str = "attention",
         pooling: str = "class",
         drop_path: float = 0.0,
-        in_channels: int = 3,
         kernels: int = 1,
         kernel_size: int | None = None,
         kernel_init: str = "zeros",
@@ -126,7 +124,7 @@ class ViT(nn.Module):
             raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}")
         grid = image_size // patch_size
         self.patch_size = patch_size
-        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        self.patch_embed = nn.Linear(3 * patch_size**2, dim)
         self.class_token = nn.Parameter(torch.empty(dim)) if pooling == "class" else None
         self.pos_embed = nn.Parameter(torch.empty(grid**2 + (pooling == "class"), dim))
 
