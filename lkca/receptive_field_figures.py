@@ -47,8 +47,9 @@ def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) ->
     if not found:
         pairs = [a.row for a, b in kept_pairs(results_root) if (a.dataset, a.protocol) == (dataset, protocol)]
         raise ValueError(
-            f"there are no weights of {vit!r} and its LKCA, trained on {dataset} under {protocol}; take one of "
-            f"{', '.join(map(repr, pairs)) or 'none'}, or train them with keep_weights=True"
+            f"there are no weights of {vit!r} and its LKCA, trained on {dataset} under {protocol}; "
+            f"{'take one of ' * bool(pairs)}{', '.join(map(repr, pairs))}{', or ' * bool(pairs)}train them with "
+            "keep_weights=True"
         )
     return found
 

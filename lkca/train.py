@@ -132,8 +132,9 @@ def fit(
         state = _load_checkpoint(checkpoint, stack, ds.fingerprint, precision)
         if (state["commit"], state["clean"]) != (COMMIT, CLEAN):  # begun by other code: say the tree was not one commit
             state |= {"commit": COMMIT, "clean": False}
-        for name, was in state["made"].items():  # begun elsewhere: say both
-            state["made"][name] = was if was.endswith(made[name]) else f"{was}, then {made[name]}"
+        for part, was in state["made"].items():  # begun elsewhere: say both
+            same = was.split(", then ")[-1] == made[part]
+            state["made"][part] = was if same else f"{was}, then {made[part]}"
     ds = ds.to(device)
 
     total, clock, saved = stages[-1], time.perf_counter(), time.perf_counter()

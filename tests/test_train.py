@@ -298,6 +298,10 @@ def test_a_run_that_goes_on_elsewhere_names_both_and_in_another_precision_it_doe
         fit(digits, tmp_path, precision="fp64")
     monkeypatch.setattr(train, "device_in_words", lambda device: "another")
     monkeypatch.setitem(train.VERSIONS, "torch", "99.0")
+    with monkeypatch.context() as m:
+        m.setattr(train.Stack, "train", lambda stack, *_: stack.first_bad.fill_(7))
+        with pytest.raises(FloatingPointError, match="^digits--ViT_0.5M-LKCA--tiny-.*the loss of seed 0 is not finite"):
+            fit(digits, tmp_path, **kw)
     while (found := fit(digits, tmp_path, **kw)) is None:
         pass
     assert found[0].device == "one machine, then another" and found[0].versions["torch"].endswith(", then 99.0")
