@@ -14,7 +14,7 @@ import pandas as pd
 from lkca import complexity, records, segmentation, segmentation_tables, tables, zoo
 from lkca.intervals import Difference, paired, shared
 from lkca.records import Record, SegmentationRecord
-from lkca.tables import FULL, NAMES, NOT_RUN, SHOWN, VERDICTS
+from lkca.tables import FULL, NAMES, NOT_RUN, SHORT, SHOWN, VERDICTS
 
 WORDS = {  # of one claim, and of several
     "holds": ("holds", "hold"),
@@ -85,18 +85,21 @@ def counts(frame: pd.DataFrame) -> dict[str, int]:
 
 
 def board(ledger: Sequence[Record]) -> pd.DataFrame:
-    """The status of each table: cells run under a full protocol, verdicts on its comparisons, cells sketched (counts).
+    """The status of each table: cells run under a full protocol, verdicts on its comparisons, cells run short (counts).
 
     A comparison is a pair, in Tables 4 and 5 a group.
     """
     lines = {}
     for t, dataset in [(table, name) for table in zoo.TABLES for name in zoo.TABLES[table].datasets]:
         found = tables.verdicts(t, ledger, dataset)
-        full = {r.row for p in FULL for r in tables.select(t, ledger, p, dataset=dataset)}
+        full, short = (
+            {r.row for p in protocols for r in tables.select(t, ledger, p, dataset=dataset)}
+            for protocols in (FULL, SHORT)
+        )
         lines[f"Table {t}, {NAMES[dataset]}"] = {
             "rows": len(zoo.TABLES[t].rows),
             "run in full": len(full),
-            "sketched": len({r.row for r in tables.select(t, ledger, "sketch", dataset=dataset)}),
+            "run short": len(short),
             "comparisons": len(found),
             **{word: found.count(word) for word in VERDICTS},
         }
@@ -106,8 +109,8 @@ def board(ledger: Sequence[Record]) -> pd.DataFrame:
 def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA - ViT of every pair of Tables 1-3, as the paper prints it and as measured.
 
-    Columns ``dataset``, ``size``, ``paper`` (points), ``protocol`` (the fullest that ran in full, or ""), ``full`` and
-    ``sketch`` (each a `Difference` or None).
+    Columns ``dataset``, ``size``, ``paper`` (points), ``protocol`` (the fullest that ran in full, or ""), ``full``, and
+    one for each short protocol (each a `Difference` or None).
     """
     lines = []
     for t in PAIRED:
@@ -118,7 +121,7 @@ def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
             line["paper"] = paper[lkca] - paper[vit]
             line["protocol"] = next((p for p in FULL if found[p]), "")
             line["full"] = found.get(line["protocol"])
-            lines.append(line | {"sketch": found["sketch"]})
+            lines.append(line | {p: found[p] for p in SHORT})
     return pd.DataFrame(lines)
 
 
@@ -127,32 +130,41 @@ def _parameters(pair: tuple[str, str]) -> int:
 
 
 def gap_sentence(ledger: Sequence[Record]) -> str:
-    """Who is ahead in the pairs of Tables 1-3, and by how much, in full runs and in short ones; whether these agree."""
-    frame, sentences = gaps(ledger), []
+    """Who is ahead in the pairs of Tables 1-3, and by how much, in full runs and in short ones; which agree."""
+    frame = gaps(ledger)
     protocols = " and ".join(p for p in FULL if p in set(frame.protocol))
-    for key, kind, names in (("full", "full", f" ({protocols})"), ("sketch", "short", "")):
-        found = [(paper, d) for paper, d in zip(frame.paper, frame[key], strict=True) if d]
-        if not found:
-            sentences.append(f"None of the {len(frame)} pairs of Tables 1–3 has had a {kind} run here.")
-            continue
-        ahead, behind, undecided = ([d.sign for _, d in found].count(sign) or "none" for sign in (1, -1, 0))
-        sentences.append(
-            f"In {kind} runs{names} of {len(found)} of the {len(frame)} pairs ViT-LKCA is ahead of its ViT in {ahead}, "
-            f"behind in {behind}, undecided in {undecided}: {_range([d.mean for _, d in found])} points, where the "
-            f"paper prints {_range([paper for paper, _ in found])} ({_seeds(*(d.n for _, d in found))} a pair)."
-        )
-    both = frame.dropna(subset=["full", "sketch"])
-    if len(both):
-        alike = sum(full.sign == sketch.sign for full, sketch in zip(both.full, both.sketch, strict=True))
-        sentences.append(f"Of the {len(both)} with both, the short runs agree with the full in {alike or 'none'}.")
-    return " ".join(sentences)
+    sentences = {
+        key: _ahead(frame.dropna(subset=[key]), key, f"{kind} runs ({names})", len(frame))
+        for key, kind, names in (("full", "full", protocols), *((p, "short", p) for p in SHORT))
+        if frame[key].any()
+    }
+    without = [kind for kind, keys in (("full", ["full"]), ("short", SHORT)) if not sentences.keys() & set(keys)]
+    said = [
+        *sentences.values(),
+        *(f"None of the {len(frame)} pairs of Tables 1–3 has had a {k} run here." for k in without),
+    ]
+    agree = []
+    for p in SHORT:
+        both = frame.dropna(subset=["full", p])
+        alike = sum(full.sign == short.sign for full, short in zip(both.full, both[p], strict=True))
+        agree += [f"{p} agrees with the full run in {alike or 'none'} of {len(both)}"] if len(both) else []
+    return " ".join([*said, *([f"Of the pairs with both, {', '.join(agree)}."] if agree else [])])
+
+
+def _ahead(found: pd.DataFrame, key: str, runs: str, pairs: int) -> str:
+    ahead, behind, undecided = ([d.sign for d in found[key]].count(sign) or "none" for sign in (1, -1, 0))
+    return (
+        f"In {runs} of {len(found)} of the {pairs} pairs ViT-LKCA is ahead of its ViT in {ahead}, behind in {behind}, "
+        f"undecided in {undecided}: {_range([d.mean for d in found[key]])} points, where the paper prints "
+        f"{_range(found.paper)} ({_seeds(*(d.n for d in found[key]))} a pair)."
+    )
 
 
 def lead(ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA - ViT along the training, of the pairs of Tables 1-3 that have full runs: a line an epoch.
 
-    Columns ``pair``, ``dataset``, ``protocol`` (a full one, or `sketch` of the same pair), ``epoch``, ``images`` (seen
-    in training so far) and ``points`` (top-1, mean over the seeds that both rows have).
+    Columns ``pair``, ``dataset``, ``protocol`` (a full one, or a short one of the same pair), ``epoch``, ``images``
+    (seen in training so far) and ``points`` (top-1, mean over the seeds that both rows have).
     """
     lines = []
     for t, (vit, lkca) in product(PAIRED, tables.pairs(1)):
@@ -295,7 +307,7 @@ def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> 
     return {
         "claims": f"Of {len(frame)} claims, some of which say the same, {counted}. "
         f"{measured or 'No'} verdict{'s rest' if measured > 1 else ' rests'} on accuracies that were measured here.",
-        "short": tables.length("sketch"),
+        "short": " and ".join(f"{p} {tables.length(p)}" for p in SHORT),
         "gap": gap_sentence(ledger),
         "protocol": protocol_sentence(ledger),
         "steps": " ".join(steps_sentences(ledger, "0.5M")),

@@ -17,6 +17,8 @@ from lkca.jobs import Job
 from lkca.records import Record
 from lkca.rendering import INK, LKCA, VIT, folded, show, style, table_html
 
+SHORT = dict(zip(tables.SHORT, (("^", "-."), ("o", "--")), strict=True))  # their marks and lines
+
 
 def trained(job: Job, found: Sequence[Record]) -> HTML:
     """What a job has trained, for the reader who waits for it; `smoke` says what it is."""
@@ -70,12 +72,12 @@ def _evidence(link: str) -> str:
 def gaps_figure(ledger: Sequence[Record]) -> HTML:
     """LKCA - ViT of every pair of Tables 1-3: the paper's difference hollow, ours with its interval where run."""
     frame = claims.gaps(ledger)
-    marks = {"full": ("s", "ours, in full"), "sketch": ("o", "ours, sketch (a part of the data)")}
+    marks = {"full": ("s", "ours, in full"), **{p: (mark, f"ours, {p}") for p, (mark, _) in SHORT.items()}}
     with style():
         figure = Figure(figsize=(6.2, 5.6), layout="constrained")
         ax = figure.subplots()
         ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
-        for (key, (mark, label)), off in zip(marks.items(), (-0.25, 0), strict=True):
+        for (key, (mark, label)), off in zip(marks.items(), (-0.28, -0.14, 0), strict=True):
             for y, d in frame[key].dropna().items():
                 _point(ax, d, y + off, mark, label)
                 label = None
@@ -91,9 +93,8 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
             {
                 "pair": frame.dataset + " " + frame["size"],
                 "the paper's": frame.paper.map("{:+.2f}".format),
-                "ours, in full": frame.full.map(tables.interval),
-                "ours, sketch": frame.sketch.map(tables.interval),
             }
+            | {label: frame[key].map(tables.interval) for key, (_, label) in marks.items()}
         )
         caption = (
             "ViT-LKCA against the ViT of its size. Hollow: the paper's difference. Filled: ours, with its 95 % "
@@ -112,7 +113,8 @@ def lead_figure(ledger: Sequence[Record]) -> HTML:
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
         ax = figure.subplots()
         for (pair, protocol), run in frame.groupby(["pair", "protocol"], sort=False):
-            look = {"ls": "--", "marker": "o", "ms": 3} if protocol == "sketch" else {"ls": "-", "lw": 1.8}
+            mark, line = SHORT.get(protocol, ("", "-"))
+            look = {"ls": line, "marker": mark, "ms": 3} if mark else {"lw": 1.8}
             ax.plot(run["images"], run.points, color=colours[run.dataset.iloc[0]], label=f"{pair}, {protocol}", **look)
         ax.axhline(0, color=INK, lw=1)
         ax.set_xscale("log")
@@ -122,8 +124,8 @@ def lead_figure(ledger: Sequence[Record]) -> HTML:
         figure.legend(fontsize=9, loc="outside lower center", ncols=2)
         caption = (
             "LKCA − ViT on the test set along the training, mean over the seeds that both have: full runs as lines, "
-            "the short runs of the same pairs dashed. Below zero the ViT is ahead. A short run sees a part of the "
-            "data, and its learning rate falls to zero where a full one's still rises."
+            "the short runs of the same pairs with points. Below zero the ViT is ahead. The learning rate of a short "
+            "run has fallen to zero where a full one's still rises or is high, and a sketch sees a part of the data."
         )
         shown = frame.assign(images=frame["images"].map("{:,}".format), points=frame.points.map("{:+.2f}".format))
         return show(figure, caption, shown.drop(columns="dataset").astype(str))
@@ -136,7 +138,7 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
         figure = Figure(figsize=(6.2, 0.42 * max(len(found), 1) + 1.1), layout="constrained")
         ax = figure.subplots()
         for y, (protocol, d) in enumerate(found.values()):
-            _point(ax, d, y, "o" if protocol == "sketch" else "s")
+            _point(ax, d, y, SHORT.get(protocol, "s")[0])
         ax.axvline(0, color=INK, lw=1)
         ax.set_yticks(range(len(found)), [f"{change}, {protocol}" for change, (protocol, _) in found.items()])
         ax.invert_yaxis()
@@ -145,7 +147,7 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
         missing = [c.change for c in zoo.contrasts(size) if c.change not in found]
         caption = (
             f"What each change does to accuracy on {tables.NAMES.get(dataset, dataset)}, rows of {size}: orange costs, "
-            "blue gains, grey cannot be told from none; squares are full runs, circles short ones."
+            "blue gains, grey cannot be told from none; squares are full runs, triangles brief ones, circles sketches."
         )
         return show(figure, caption + (f" Not run: {'; '.join(missing)}." if missing else ""))
 
@@ -160,7 +162,7 @@ def _point(ax: Axes, d: Difference, y: float, mark: str, label: str | None = Non
 def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (), dataset: str | None = None) -> HTML:
     """`tables.compare` for the page; below it why a count differs, and every broken record that was left out."""
     frame, spec = tables.compare(table, ledger, dataset), zoo.TABLES[table]
-    for group in [f"ours, {p}" for p in tables.SHOWN]:
+    for group in [name for name in frame.columns.unique(0) if name.startswith("ours")]:
         if (frame[group, "last epoch"] == tables.NOT_RUN).all():  # one muted column says it
             frame = frame.drop(columns=[(group, "best epoch")])
     rows = (*spec.rows, *spec.extra)
@@ -169,9 +171,10 @@ def comparison(table: int, ledger: Sequence[Record], broken: Sequence[str] = (),
     setting = "at the settings of the print, see below" if table == 5 else "at 32 px and 10 classes"
     if dataset not in (None, spec.datasets[-1]):
         return table_html(frame, notes)  # the last one explains the columns
+    short = "".join(f"; {p} is a short run, {tables.length(p)}" for p in tables.SHORT)
     notes.append(
         f"Ours: released is the authors' code, {tables.length('released')}; paper is the paper's text, "
-        f"{tables.length('paper')}; sketch is a short run, {tables.length('sketch')}."
+        f"{tables.length('paper')}{short}."
     )
     notes.append(
         "top-1 in percent. One seed: ± is the binomial standard error on the test set; several: ± is the standard "
@@ -218,13 +221,13 @@ def _points(table: int, ledger: Sequence[Record], protocol: str) -> dict[str, tu
 
 
 def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
-    """Accuracy against parameters: the paper's two curves and ours where run; `sketch` in a panel of its own."""
+    """Accuracy against parameters: the paper's two curves and ours where run; short runs in a panel of their own."""
     paper = {row: (top1, 0.0) for row, top1 in tables.published(table).top1.items()}
     full = {p: _points(table, ledger, p) for p in tables.FULL}
-    sketch = _points(table, ledger, "sketch")
+    short = {p: points for p in tables.SHORT if (points := _points(table, ledger, p))}
     with style():
-        figure = Figure(figsize=(6.2, 6.8 if sketch else 4.0), layout="constrained")
-        axes = figure.subplots(2 if sketch else 1, 1, squeeze=False, height_ratios=[3, 2] if sketch else None)[:, 0]
+        figure = Figure(figsize=(6.2, 6.8 if short else 4.0), layout="constrained")
+        axes = figure.subplots(2 if short else 1, 1, squeeze=False, height_ratios=[3, 2] if short else None)[:, 0]
         styles = {"released": {"marker": "o", "ls": "-"}, "paper": {"marker": "s", "ls": "-."}}
         series = [("the paper's", paper, {"marker": "o", "mfc": "none", "ls": "--"})]
         series += [(f"ours, {p}", points, styles[p]) for p, points in full.items() if points]
@@ -235,10 +238,9 @@ def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
         order = np.argsort([complexity.count(r, **complexity.PRINTED_SETTING).params_paper for r in vits])
         x = [complexity.count(vits[i], **complexity.PRINTED_SETTING).params_paper / 1e6 for i in order]
         axes[0].fill_between(x, np.array(low)[order], np.array(high)[order], color=LKCA, alpha=0.08, lw=0)
-        if sketch:
-            _panel(
-                axes[1], table, [("sketch", sketch, {"marker": "D", "ls": "-"})], f"sketch: {tables.length('sketch')}"
-            )
+        if short:
+            series = [(p, points, dict(zip(("marker", "ls"), SHORT[p], strict=True))) for p, points in short.items()]
+            _panel(axes[1], table, series, "\n".join(f"{p}: {tables.length(p)}" for p in short))
             axes[1].set_xlim(axes[0].get_xlim())
             axes[1].set_ylabel("top-1, %")
         return show(figure, describe(table, ledger))

@@ -60,12 +60,16 @@ def settings_sentence(frame: pd.DataFrame) -> str:
 def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA against the best rival of each group: the paper's margin, ours under each protocol, and the verdict."""
     spec, lines = zoo.TABLES[table], {}
+    runs = [
+        r for d in spec.datasets for protocol in tables.SHORT for r in tables.select(table, ledger, protocol, dataset=d)
+    ]
+    shown = tables.columns(runs)
     for dataset, group in ((dataset, group) for dataset in spec.datasets for group in spec.groups):
         *others, lkca = spec.groups[group]
         paper = tables.published(table, dataset).top1
         best = paper[others].idxmax()
         line = {"LKCA": lkca, "the paper's": f"{paper[lkca] - paper[best]:+.2f} against {best}"}
-        for protocol in tables.SHOWN:
+        for protocol in shown:
             found = {r: d for r, d in tables.rivals(table, ledger, protocol, group, dataset).items() if d}
             ahead = min(found, key=lambda r: found[r].mean, default=None)
             line[f"ours, {protocol}"] = tables.NOT_RUN

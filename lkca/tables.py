@@ -1,7 +1,7 @@
 """Ledger and published numbers side by side: what the book's tables show, and the rule behind every verdict.
 
 A table shows what the ledger holds and says "not run" for the rest. Only the protocols `released` and `paper` stand
-beside the paper's numbers; `sketch` has columns of its own, and `smoke` none.
+beside the paper's numbers; the short ones, `brief` and `sketch`, have columns of their own, and `smoke` none.
 
 For each pair (a ViT, the ViT-LKCA of its size) the difference LKCA - ViT stands with the interval of `lkca.intervals`.
 The paper's claim "LKCA is better" *holds* if the interval lies above 0, *does not hold* if it lies below 0, and is
@@ -25,7 +25,8 @@ from lkca.provenance import Number
 from lkca.records import Record
 
 FULL = ("released", "paper")  # protocols that may speak about the paper's numbers
-SHOWN = (*FULL, "sketch")
+SHORT = ("brief", "sketch")  # those that show who is ahead so far
+SHOWN = (*FULL, *SHORT)
 NOT_RUN = "not run"
 LISTED = (*SHOWN, *(f"{protocol}-drop-path" for protocol in ("released", "sketch")))  # whose records a table names
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
@@ -71,6 +72,11 @@ def select(
     spec = zoo.TABLES[table]
     rows = [row] if row else spec.rows
     return [r for name in rows for r in of_cell(ledger, dataset or spec.dataset, protocol, name)]
+
+
+def columns(found: Sequence[Record]) -> tuple[str, ...]:
+    """The protocols that a table of these runs has columns for: the full ones, and the short ones that ran."""
+    return (*FULL, *(p for p in SHORT if any(r.protocol == p for r in found)))
 
 
 def difference(table: int, ledger: Sequence[Record], protocol: str, vit: str, lkca: str) -> Difference | None:
@@ -126,8 +132,9 @@ def compare(table: int, ledger: Sequence[Record], dataset: str | None = None) ->
     Rows of ours that a table has besides the paper's have empty columns of the paper's.
     """
     paper, spec = published(table, dataset), zoo.TABLES[table]
-    lines = {}
-    for row in (*spec.rows, *spec.extra):
+    rows, lines = (*spec.rows, *spec.extra), {}
+    shown = columns([r for protocol in SHORT for row in rows for r in select(table, ledger, protocol, row, dataset)])
+    for row in rows:
         ours = complexity.count(row, **complexity.printed_at(row))
         mark = "*" if zoo.row(row).deviation else ""
         printed = paper.loc[row] if row in paper.index else None
@@ -138,7 +145,7 @@ def compare(table: int, ledger: Sequence[Record], dataset: str | None = None) ->
             ("counted here", "params"): f"{ours.params_paper / 1e6:.2f}M{mark}",
             ("counted here", "FLOPs"): f"{ours.macs_paper / 1e6:.2f}M{mark}",
         }
-        for protocol in SHOWN:
+        for protocol in shown:
             runs = select(table, ledger, protocol, row, dataset)
             line[f"ours, {protocol}", "last epoch"] = _accuracy(runs)
             best = f"{np.mean([r.top1_best for r in runs]):.2f}" if runs else ""
@@ -170,12 +177,12 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA - ViT for each pair: published, under each protocol with its interval, and the verdict (strings)."""
     paper = published(table).top1
     words = {1: "LKCA ahead", -1: "ViT ahead", 0: "undecided"}
-    lines = {}
+    shown, lines = columns([r for protocol in SHORT for r in select(table, ledger, protocol)]), {}
     for vit, lkca in pairs(table):
-        found = {p: difference(table, ledger, p, vit, lkca) for p in reversed(SHOWN)}
+        found = {p: difference(table, ledger, p, vit, lkca) for p in reversed(shown)}
         line = {"the paper's": f"{paper[lkca] - paper[vit]:+.2f}", "claim": verdict(table, ledger, vit, lkca)}
         line |= {f"ours, {protocol}": interval(d) for protocol, d in found.items()}
-        line["ahead in sketch"] = words[found["sketch"].sign] if found["sketch"] else NOT_RUN
+        line |= {f"ahead in {p}": words[d.sign] if d else NOT_RUN for p, d in found.items() if p in SHORT}
         lines[f"{lkca} − {vit}"] = line
     return pd.DataFrame.from_dict(lines, orient="index", dtype=object)
 
@@ -216,7 +223,8 @@ def control_runs(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFr
 
 def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
     """The contrasts of one size on a data set, a line each: what changes, at what size, by how much (strings)."""
-    lines = []
+    rows, lines = zoo.control_rows(size), []
+    shown = columns([r for protocol in SHORT for row in rows for r in of_cell(ledger, dataset, protocol, row)])
     for c in zoo.contrasts(size):
         params = [complexity.count(row, **complexity.PRINTED_SETTING).params / 1e6 for row in (c.before, c.after)]
         line = {
@@ -225,7 +233,7 @@ def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
             "to": c.after,
             "parameters": f"{params[0]:.2f}M → {params[1]:.2f}M",
         }
-        for protocol in SHOWN:
+        for protocol in shown:
             line[f"ours, {protocol}"] = interval(paired(*cells(ledger, dataset, protocol, c)))
         lines.append(line)
     return pd.DataFrame(lines, dtype=object)

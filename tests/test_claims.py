@@ -143,14 +143,17 @@ def test_the_gap_in_words():
     )
     short = claims.gap_sentence(pair((60.0, 60.5), (55.0, 55.5), "sketch"))
     assert "None of the 18 pairs of Tables 1–3 has had a full run here" in short
-    assert "In short runs of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in none, behind in 1" in short
+    assert "In short runs (sketch) of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in none, behind in 1" in short
     assert "undecided in none: -5.00 points, where the paper prints +3.85 (2 seeds a pair)." in short
     full = claims.gap_sentence(pair((60.0, 60.5), (65.0, 65.5), "paper"))
     assert "In full runs (paper) of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in 1" in full
     both = claims.gap_sentence(pair((60.0,), (65.0,), "paper") + pair((60.0, 60.5), (55.0, 55.5), "sketch"))
-    assert both.endswith("Of the 1 with both, the short runs agree with the full in none.")
-    both = claims.gap_sentence(pair((60.0,), (65.0,), "released") + pair((60.0, 60.5), (65.0, 65.5), "sketch"))
-    assert "In full runs (released)" in both and both.endswith("agree with the full in 1.")
+    assert both.endswith("Of the pairs with both, sketch agrees with the full run in none of 1.")
+    ledger = pair((60.0,), (65.0,), "released") + pair((60.0, 60.5), (55.0, 55.5), "sketch")
+    three = claims.gap_sentence(ledger + pair((60.0, 60.5), (64.0, 64.5), "brief"))
+    assert "In full runs (released)" in three and "None" not in three
+    assert "In short runs (brief) of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in 1, behind in none" in three
+    assert three.endswith("brief agrees with the full run in 1 of 1, sketch agrees with the full run in none of 1.")
 
 
 def test_who_is_ahead_along_the_training():
@@ -240,7 +243,12 @@ def test_the_board_counts():
     total = frame.sum()
     assert (total["rows"], total["comparisons"], total["holds"], total["not run"]) == (93, 27, 1, 26)
     assert total["run in full"] == 4  # both rows stand in Table 2 and in Table 4
-    assert frame.loc["Table 2, CIFAR-100", "sketched"] == 1
+    assert frame.loc["Table 2, CIFAR-100", "run short"] == 1
+
+
+def test_a_row_with_two_short_protocols_counts_once():
+    ledger = [made("ViT/1M", 0, 50.0, "sketch"), made("ViT/1M", 0, 60.0, "brief")]
+    assert claims.board(ledger).loc["Table 2, CIFAR-100", "run short"] == 1
 
 
 def test_the_figure_of_gaps_shows_every_pair_and_ours_where_run():

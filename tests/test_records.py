@@ -148,7 +148,7 @@ def no_gpu_no_network(monkeypatch):
 @pytest.mark.parametrize(
     "kw, says",
     [
-        ({"protocol": "quick"}, "'quick' is not one of 'auto', 'released', 'paper', 'sketch', 'smoke'"),
+        ({"protocol": "quick"}, "'quick' is not one of 'auto', 'released', 'paper', 'brief', 'sketch', 'smoke'"),
         ({"rows": ["ViT/3M"]}, "'ViT/3M' is not in Table 2; its rows are ViT, ViT-LKCA"),
         ({"rows": []}, "at least one entry"),
         ({"seeds": 0}, "must be lists"),

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lkca import claims, data, figures, records, rendering, tables, zoo
+from lkca import claims, data, figures, records, rendering, rivals, tables, zoo
 from lkca.protocols import PROTOCOLS
 
 START = ("cifar100", "ViT/0.5M", "sketch", 0)
@@ -51,14 +51,30 @@ def test_pairs_share_a_seed():
     assert tables.difference(2, ledger, "released", "ViT", "ViT-LKCA") is None
 
 
-def test_a_sketch_speaks_for_no_claim_and_stands_in_no_other_column():
-    ledger = pair((60.0, 60.5), (65.0, 65.5), "sketch")
+@pytest.mark.parametrize("protocol", tables.SHORT)
+def test_a_short_run_speaks_for_no_claim_and_stands_in_no_other_column(protocol):
+    ledger = pair((60.0, 60.5), (65.0, 65.5), protocol)
     assert tables.verdict(2, ledger, "ViT", "ViT-LKCA") == "not run"
     frame = tables.compare(2, ledger)
     assert (frame["ours, released", "last epoch"] == "not run").all()
     assert (frame["ours, paper", "last epoch"] == "not run").all()
-    assert frame.loc["ViT", ("ours, sketch", "last epoch")] == "60.25 ± 0.35 (2 seeds)"
-    assert frame.loc["ViT", ("ours, sketch", "best epoch")] == "61.25"
+    assert frame.loc["ViT", (f"ours, {protocol}", "last epoch")] == "60.25 ± 0.35 (2 seeds)"
+    assert frame.loc["ViT", (f"ours, {protocol}", "best epoch")] == "61.25"
+    line = tables.differences(2, ledger).loc["ViT-LKCA − ViT"]
+    assert line[f"ahead in {protocol}"] == "LKCA ahead" and line["claim"] == "not run"
+    assert f"{protocol}: {tables.length(protocol)}" in figures.accuracy_figure(2, ledger).data
+
+
+def test_only_short_protocols_that_ran_have_a_column():
+    def shown(frame):
+        return {name for name in frame.columns.get_level_values(0) if name.startswith("ours")}
+
+    full = {"ours, released", "ours, paper"}
+    for short in ((), ("sketch",), ("brief", "sketch")):
+        ledger = [run for protocol in short for run in pair((60.0,), (65.0,), protocol)]
+        expected = full | {f"ours, {protocol}" for protocol in short}
+        assert shown(tables.compare(2, ledger)) == shown(tables.differences(2, ledger)) == expected
+        assert shown(rivals.groups(4, ledger)) == shown(tables.controls(ledger, "cifar100", "2.69M")) == expected
 
 
 def test_smoke_is_in_no_table():

@@ -17,8 +17,8 @@ from lkca import classification, data, records, train, zoo
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
-HASHES = {"released": "79c2cf4b95", "paper": "d948943560", "brief": "9015859904", "sketch": "3fe249f7d1", "smoke": "eda646f09b",
-          "released-drop-path": "9df83008f2", "sketch-drop-path": "de2cb860ed"}  # fmt: skip
+HASHES = {"released": "79c2cf4b95", "paper": "d948943560", "brief": "9015859904", "sketch": "3fe249f7d1",
+          "smoke": "eda646f09b", "released-drop-path": "9df83008f2", "sketch-drop-path": "de2cb860ed"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
