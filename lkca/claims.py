@@ -307,7 +307,7 @@ def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> 
     return {
         "claims": f"Of {len(frame)} claims, some of which say the same, {counted}. "
         f"{measured or 'No'} verdict{'s rest' if measured > 1 else ' rests'} on accuracies that were measured here.",
-        "short": " and ".join(f"{p} {tables.length(p)}" for p in SHORT),
+        "short": " and ".join(f"{p} ({tables.length(p)})" for p in SHORT),
         "gap": gap_sentence(ledger),
         "protocol": protocol_sentence(ledger),
         "steps": " ".join(steps_sentences(ledger, "0.5M")),

@@ -9,7 +9,9 @@ The paper's claim "LKCA is better" *holds* if the interval lies above 0, *does n
 
 For a group of Tables 4 and 5 the claim is "LKCA is the best of its group". It *holds* if LKCA is better than each of
 its rivals by the rule above, *does not hold* if one of them is better than LKCA, is *undecided* if neither, and *not
-run* as long as a rival that could decide it has not been run.
+run* as long as a rival that could decide it has not been run. The intervals are of single comparisons: for *holds* all
+must lie above 0, so that it errs no more often than one of them; for *does not hold* one of several is enough, and by
+chance that happens more often.
 """
 
 from collections.abc import Sequence
