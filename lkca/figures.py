@@ -77,7 +77,7 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         figure = Figure(figsize=(6.2, 5.6), layout="constrained")
         ax = figure.subplots()
         ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
-        for (key, (mark, label)), off in zip(marks.items(), (-0.28, -0.14, 0), strict=True):
+        for (key, (mark, label)), off in zip(marks.items(), np.linspace(-0.28, 0, len(marks)), strict=True):
             for y, d in frame[key].dropna().items():
                 _point(ax, d, y + off, mark, label)
                 label = None
