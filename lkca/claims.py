@@ -169,7 +169,7 @@ def lead(ledger: Sequence[Record]) -> pd.DataFrame:
     lines = []
     for t, (vit, lkca) in product(PAIRED, tables.pairs(1)):
         dataset = zoo.TABLES[t].dataset
-        name = f"{NAMES[dataset]} {vit.partition('/')[2] or '2.69M'}"
+        name = _pair(dataset, vit)
         runs = {p: shared(*(tables.of_cell(ledger, dataset, p, row) for row in (vit, lkca)))[0] for p in SHOWN}
         for protocol in SHOWN if any(runs[p][0] for p in FULL) else ():
             curves = [[[e.top1 for e in r.curve] for r in found] for found in runs[protocol]]
@@ -194,6 +194,26 @@ def lead_sentences(ledger: Sequence[Record]) -> list[str]:
             f"{run['images'].iloc[first]:,} images into the training."
         )
     return sentences or ["No pair has a full run yet."]
+
+
+def length_sentences(ledger: Sequence[Record]) -> list[str]:
+    """LKCA - ViT after shorter and longer training: of each pair of Tables 1-3 that has runs of both."""
+    sentences = []
+    for t, (vit, lkca) in product(PAIRED, tables.pairs(1)):
+        found = {p: d for p in SHOWN if (d := tables.difference(t, ledger, p, vit, lkca))}
+        images = {p: len(d.runs[0].curve) * tables.images_an_epoch(d.runs[0]) for p, d in found.items()}
+        ends = (
+            f"{_interval(found[p])} after {images[p]:,} images ({p}, n = {found[p].n})"
+            for p in sorted(found, key=images.get)
+        )
+        if len(found) > 1:
+            sentences.append(f"{_pair(zoo.TABLES[t].dataset, vit)}: {', '.join(ends)}.")
+    return sentences or ["No pair has been trained at two lengths yet."]
+
+
+def _pair(dataset: str, vit: str) -> str:
+    """A ViT and the ViT-LKCA of its size on a data set, in words."""
+    return f"{NAMES[dataset]} {vit.partition('/')[2] or '2.69M'}"
 
 
 def protocol_sentence(ledger: Sequence[Record]) -> str:
@@ -249,8 +269,8 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
             for fuller in SHOWN[: SHOWN.index(protocol)]:
                 if whole := paired(*(tables.of_cell(ledger, dataset, fuller, row) for row in (rows[0], rows[-1]))):
                     sentences[-1] += (
-                        f" The {_interval(whole)} points of the full runs ({fuller}, {_seeds(whole.n)}) have not been "
-                        "taken apart."
+                        f" After more training it is {_interval(whole)} ({fuller}, {_seeds(whole.n)}), which has not "
+                        "been taken apart."
                     )
             break
     return sentences or [f"The steps of the published comparison at {size} have not been run."]
@@ -309,6 +329,7 @@ def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> 
         f"{measured or 'No'} verdict{'s rest' if measured > 1 else ' rests'} on accuracies that were measured here.",
         "short": " and ".join(f"{p} ({tables.length(p)})" for p in SHORT),
         "gap": gap_sentence(ledger),
+        "length": " ".join(length_sentences(ledger)),
         "protocol": protocol_sentence(ledger),
         "steps": " ".join(steps_sentences(ledger, "0.5M")),
         "camvid": camvid_sentence(scenes),

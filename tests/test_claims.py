@@ -176,6 +176,17 @@ def test_who_is_ahead_along_the_training():
     assert "CIFAR-100 2.69M, paper" in page and "CIFAR-100 2.69M, sketch" in page
 
 
+def test_the_lengths_stand_from_short_to_long():
+    short = pair((60.0, 60.5), (55.0, 55.5), "sketch")
+    assert claims.length_sentences(short) == ["No pair has been trained at two lengths yet."]
+    three = {"passes_per_epoch": 3}
+    full = [dataclasses.replace(r, protocol_fields=r.protocol_fields | three) for r in pair((60.0,), (65.0,), "paper")]
+    (sentence,) = claims.length_sentences(full + short)
+    first, second = sentence.removeprefix("CIFAR-100 2.69M: ").split("), ")
+    assert first.startswith("-5.00 [") and first.endswith("after 39,936 images (sketch, n = 2")
+    assert second.startswith("+5.00 [") and second.endswith("after 59,904 images (paper, n = 1).")
+
+
 def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     top1 = {"ViT/0.5M": 16.0, "ViT/0.5M-mean": 13.0, "ViT/0.5M-LKCA-same": 13.5, "ViT/0.5M-LKCA": 14.25}
     ledger = [made(row, seed, value + seed, "sketch") for row, value in top1.items() for seed in (0, 1)]
@@ -191,8 +202,8 @@ def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     assert "have not been run" in claims.steps_sentences(ledger, "2.69M")[0]
     whole = [made("ViT/0.5M", 0, 60.0, "paper"), made("ViT/0.5M-LKCA", 0, 65.0, "paper")]
     (found,) = claims.steps_sentences(ledger + whole, "0.5M")
-    assert "(sketch, 2 seeds)" in found and "The +5.00 [" in found
-    assert found.endswith("points of the full runs (paper, 1 seed) have not been taken apart.")
+    assert "(sketch, 2 seeds)" in found and "After more training it is +5.00 [" in found
+    assert found.endswith("(paper, 1 seed), which has not been taken apart.")
     full = [made(row, 0, value, "paper", dataset) for row, value in top1.items() for dataset in ("cifar100", "cifar10")]
     first, second = claims.steps_sentences(ledger + full, "0.5M")
     assert "on CIFAR-10 " in first and "on CIFAR-100 is -1.75 [" in second
