@@ -266,12 +266,12 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
                 f"points ({protocol}, {_seeds(len(seeds))}): {reading} from reading the mean of the tokens instead of "
                 f"a class token, {mixer} from the mixer, {shape} from width and depth."
             )
-            for fuller in SHOWN[: SHOWN.index(protocol)]:
-                if whole := paired(*(tables.of_cell(ledger, dataset, fuller, row) for row in (rows[0], rows[-1]))):
-                    sentences[-1] += (
-                        f" After more training it is {_interval(whole)} ({fuller}, {_seeds(whole.n)}), which has not "
-                        "been taken apart."
-                    )
+            longer = {
+                p: paired(*(tables.of_cell(ledger, dataset, p, row) for row in (rows[0], rows[-1])))
+                for p in SHOWN[: SHOWN.index(protocol)]
+            }
+            if said := [f"{_interval(d)} ({p}, {_seeds(d.n)})" for p, d in longer.items() if d]:
+                sentences[-1] += f" After more training it is {' and '.join(said)}, not taken apart yet."
             break
     return sentences or [f"The steps of the published comparison at {size} have not been run."]
 

@@ -138,7 +138,7 @@ def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
         figure = Figure(figsize=(6.2, 0.42 * max(len(found), 1) + 1.1), layout="constrained")
         ax = figure.subplots()
         for y, (protocol, d) in enumerate(found.values()):
-            _point(ax, d, y, SHORT.get(protocol, "s")[0])
+            _point(ax, d, y, SHORT[protocol][0] if protocol in SHORT else "s")
         ax.axvline(0, color=INK, lw=1)
         ax.set_yticks(range(len(found)), [f"{change}, {protocol}" for change, (protocol, _) in found.items()])
         ax.invert_yaxis()

@@ -203,7 +203,10 @@ def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     whole = [made("ViT/0.5M", 0, 60.0, "paper"), made("ViT/0.5M-LKCA", 0, 65.0, "paper")]
     (found,) = claims.steps_sentences(ledger + whole, "0.5M")
     assert "(sketch, 2 seeds)" in found and "After more training it is +5.00 [" in found
-    assert found.endswith("(paper, 1 seed), which has not been taken apart.")
+    assert found.endswith("(paper, 1 seed), not taken apart yet.")
+    brief = [made("ViT/0.5M", 0, 60.0, "brief"), made("ViT/0.5M-LKCA", 0, 61.0, "brief")]
+    (found,) = claims.steps_sentences(ledger + whole + brief, "0.5M")
+    assert found.count("After more training it is +5.00 [") == 1 and "(paper, 1 seed) and +1.00 [" in found
     full = [made(row, 0, value, "paper", dataset) for row, value in top1.items() for dataset in ("cifar100", "cifar10")]
     first, second = claims.steps_sentences(ledger + full, "0.5M")
     assert "on CIFAR-10 " in first and "on CIFAR-100 is -1.75 [" in second
