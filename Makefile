@@ -6,6 +6,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# so many workers of one thread each: the models are too small to gain much from a second thread
+PARALLEL := -n auto --maxprocesses 4
+test: export OMP_NUM_THREADS = 1
 
 .PHONY: book test outputs accessible clean
 
@@ -22,9 +25,9 @@ test: .venv/.installed
 	@echo "Checking style"
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
 	@echo "Running the unit tests"
-	@$(BIN)/python -m pytest -q tests
+	@$(BIN)/python -m pytest -q $(PARALLEL) --dist worksteal tests
 	@echo "Running the notebooks (trains each row on scikit-learn's digits, once: some minutes on two cores)"
-	@$(BIN)/python -m pytest -q -W default --nbval --nbval-cell-timeout=3600 notebooks
+	@$(BIN)/python -m pytest -q -W default $(PARALLEL) --dist loadfile --nbval --nbval-cell-timeout=3600 notebooks
 
 book: .venv/.installed
 	@echo "Executing the notebooks and building the book, warnings are errors"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from filelock import FileLock
 
 from lkca import data, records, scenes, segment, segmentation, train, zoo
 from lkca.protocols import PROTOCOLS, Settings
@@ -132,19 +133,30 @@ def plan(
     return Job(**{**vars(job), "why": why})
 
 
+def lock(results_root: Path, row: str, dataset: str, p: Settings) -> FileLock:
+    """To be held by the one process that trains a row's runs; the system frees it when that process dies."""
+    folder = Path(results_root) / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{dataset}--{row.replace('/', '_')}--{p.name}-{p.hash}.lock")
+
+
 def run(job: Job, progress: str | None = "bar") -> list[Run]:
     """Train what the ledger lacks and return the job's records, in order.
 
-    On CUDA a row's seeds are trained together; on a CPU, where that gains nothing, one after the other. Killed at any
-    time, it goes on from the last checkpoint when it is called again. Raises what `train.fit`,
-    `data.load` and `records.read_one` raise.
+    On CUDA a row's seeds are trained together; on a CPU, where that gains nothing, one after the other. A row that
+    another process trains is waited for, not trained twice. Killed at any time, it goes on from the last checkpoint
+    when it is called again. Raises what `train.fit`, `data.load` and `records.read_one` raise.
     """
     fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
     for name in job.datasets:
         dataset = None
         for row in job.rows:
-            missing = [seed for d, r, seed, path in job.runs if (d, r) == (name, row) and not path.exists()]
-            for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
-                dataset = dataset or source(name).load(name, job.data_root)
-                train.fit(row, dataset, job.protocol, seeds, **fit)
+            paths = {seed: path for d, r, seed, path in job.runs if (d, r) == (name, row)}
+            if all(path.exists() for path in paths.values()):
+                continue
+            with lock(job.results_root, row, name, job.protocol):  # whoever is at it finishes it first
+                missing = [seed for seed, path in paths.items() if not path.exists()]
+                for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
+                    dataset = dataset or source(name).load(name, job.data_root)
+                    train.fit(row, dataset, job.protocol, seeds, **fit)
     return [records.read_one(path) for *_, path in job.runs]

@@ -2,8 +2,8 @@
 
 Works off the cells of Tables 1-5, the controls, and Tables 6 and 7 in order of what they decide, skipping what the
 ledger holds: one log line a stage, a record at once when a run is done, a checkpoint after every stage. Stopped or
-killed at any time, it loses at most what came after the last checkpoint, and the same command goes on. It needs no
-Jupyter and no plotting library.
+killed at any time, it loses at most what came after the last checkpoint, and the same command goes on. Called twice at
+once, say on two cores, the two share the work, row by row. It needs no Jupyter and no plotting library.
 """
 
 import argparse
@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 
 from lkca import data, records, segment, segmentation, train, zoo
-from lkca.jobs import source
+from lkca.jobs import lock, source
 from lkca.protocols import PROTOCOLS, Settings
 
 Cell = tuple[str, Settings, str]  # data set, protocol, row
@@ -107,10 +108,13 @@ def work_off(
             loaded[name] = loaded.get(name) or source(name).load(name, data_root)
             keep = keep_weights and row in zoo.MAIN_ROWS and wanted[0] == seeds[0]
             left = budget - (time.monotonic() - began)
-            train.fit(
-                row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep,
-                time_budget=left, progress="lines",
-            )  # fmt: skip
+            with lock(results_root, row, name, p).acquire(blocking=False):
+                train.fit(
+                    row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep,
+                    time_budget=left, progress="lines",
+                )  # fmt: skip
+        except Timeout:
+            print(f"{row} on {name} is passed over: another process trains it", flush=True)
         except PASSED_OVER as error:
             print(f"{row} on {name} is passed over: {error}", flush=True)
         finished += len(wanted) - len(missing(cell, wanted, results_root))

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lkca import data, jobs, records, scenes, segment, zoo
+from lkca import data, jobs, records, scenes, segment, train, zoo
 from lkca.protocols import PROTOCOLS
 
 ALL = sorted((records.RESULTS / "runs").glob("*.json"))
@@ -245,3 +246,16 @@ def test_a_job_trains_what_is_missing(tmp_path):
     job = jobs.plan(1, protocol="smoke", rows=["ViT/0.5M"], results_root=tmp_path)
     (trained,) = jobs.run(job, progress=False)
     assert trained.row == "ViT/0.5M" and Path(job.runs[0][3]).exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_job_waits_for_a_row_that_another_trains(tmp_path, monkeypatch):
+    job = jobs.plan(1, protocol="smoke", rows=["ViT/0.5M"], results_root=tmp_path)
+    ((name, row, _, _),) = job.runs
+    with ThreadPoolExecutor() as pool:
+        with jobs.lock(job.results_root, row, name, job.protocol):
+            waiting = pool.submit(jobs.run, job, None)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1)
+            (trained,) = train.fit(row, data.load(name), job.protocol, results_root=job.results_root, progress=None)
+            monkeypatch.setattr(train, "fit", lambda *args, **kw: pytest.fail("trained twice"))
+        assert waiting.result(timeout=60) == [trained]

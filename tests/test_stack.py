@@ -59,8 +59,8 @@ def difference(a, b):
 
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_a_seed_in_a_stack_ends_where_it_ends_alone(digits, row):
-    """56 steps with everything on: augmentation, erasing, mixing, drop path; to 1e-9 in float64."""
-    together, alone = trained(digits, row, (5, 6, 7), 56), trained(digits, row, (6,), 56)
+    """20 steps with everything on: augmentation, erasing, mixing, drop path; to 1e-9 in float64."""
+    together, alone = trained(digits, row, (5, 6, 7), 20), trained(digits, row, (6,), 20)
     assert difference([w[1] for w in together.params.values()], [w[0] for w in alone.params.values()]) < 1e-9
     other = [w[2] for w in together.params.values()]
     assert difference(other, [w[0] for w in alone.params.values()]) > 1e-2

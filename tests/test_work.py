@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lkca import data, records, train, work, zoo
+from lkca import data, jobs, records, train, work, zoo
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
@@ -70,6 +70,17 @@ def test_a_cell_that_fails_by_itself_is_passed_over(tmp_path, capsys, monkeypatc
     kw = {"device": "cpu", "data_root": tmp_path, "results_root": tmp_path, "budget": math.inf}
     assert work.work_off(TODO, [0], **kw) == 1
     assert "ViT/0.5M-LKCA on digits is passed over: the loss of seed 0 is not finite" in capsys.readouterr().out
+
+
+def test_two_at_once_share_the_work(tmp_path, capsys):
+    """What another process trains is left to it, and the next row begun."""
+    kw = {"device": "cpu", "data_root": tmp_path, "results_root": tmp_path, "budget": math.inf}
+    name, p, row = TODO[0]
+    with jobs.lock(tmp_path, row, name, p):
+        assert work.work_off(TODO, [0], **kw) == 1
+    assert "ViT/0.5M-LKCA on digits is passed over: another process trains it" in capsys.readouterr().out
+    assert [r.row for r in records.read(tmp_path)[0]] == ["ViT/0.5M"]
+    assert work.work_off(TODO, [0], **kw) == 1
 
 
 def test_it_lists_what_is_missing(tmp_path, capsys):
