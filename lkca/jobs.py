@@ -3,13 +3,15 @@
 `plan` answers within seconds and trains nothing; `run` does the work and can be killed and called again.
 """
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lkca import data, records, scenes, segment, segmentation, train, zoo
 from lkca.protocols import PROTOCOLS, Settings
@@ -144,17 +146,17 @@ def run(job: Job, progress: str | None = "bar") -> list[Run]:
     """Train what the ledger lacks and return the job's records, in order.
 
     On CUDA a row's seeds are trained together; on a CPU, where that gains nothing, one after the other. A row that
-    another process trains is waited for, not trained twice. Killed at any time, it goes on from the last checkpoint
-    when it is called again. Raises what `train.fit`, `data.load` and `records.read_one` raise.
+    another process trains is left to it, and waited for at the end. Killed at any time, it goes on from the last
+    checkpoint when it is called again. Raises what `train.fit`, `data.load` and `records.read_one` raise.
     """
     fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
     for name in job.datasets:
         dataset = None
-        for row in job.rows:
+        for wait, row in itertools.product((False, True), job.rows):  # first what no other process is at
             paths = {seed: path for d, r, seed, path in job.runs if (d, r) == (name, row)}
             if all(path.exists() for path in paths.values()):
                 continue
-            with lock(job.results_root, row, name, job.protocol):  # whoever is at it finishes it first
+            with contextlib.suppress(Timeout), lock(job.results_root, row, name, job.protocol).acquire(blocking=wait):
                 missing = [seed for seed, path in paths.items() if not path.exists()]
                 for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
                     dataset = dataset or source(name).load(name, job.data_root)
