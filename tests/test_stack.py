@@ -59,12 +59,12 @@ def difference(a, b):
 
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_a_seed_in_a_stack_ends_where_it_ends_alone(digits, row):
-    """20 steps with everything on: augmentation, erasing, mixing, drop path; to 1e-9 in float64."""
-    together, alone = trained(digits, row, (5, 6, 7), 20), trained(digits, row, (6,), 20)
+    """12 steps, more than a block, with everything on: augmentation, erasing, mixing, drop path; to 1e-9 in float64."""
+    together, alone = trained(digits, row, (5, 6), 12), trained(digits, row, (6,), 12)
     assert difference([w[1] for w in together.params.values()], [w[0] for w in alone.params.values()]) < 1e-9
-    other = [w[2] for w in together.params.values()]
+    other = [w[0] for w in together.params.values()]
     assert difference(other, [w[0] for w in alone.params.values()]) > 1e-2
-    (_, stacked, _), (single,) = (classification.evaluate(s, digits) for s in (together, alone))
+    (_, stacked), (single,) = (classification.evaluate(s, digits) for s in (together, alone))
     assert stacked[0]["test_loss"] == pytest.approx(single[0]["test_loss"], rel=1e-9)
     assert stacked[1] == single[1] and stacked[0]["top1"] == single[0]["top1"]
 
@@ -77,8 +77,8 @@ def test_every_row_stacks(digits, row):
 
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_in_bf16_a_stacked_seed_stays_near_the_one_alone(digits, row):
-    """Products are rounded to 8 bits, in another order: losses of the first 8 steps agree to 2 %."""
-    together, alone = (trained(digits, row, seeds, 8, "bf16") for seeds in ((0, 1), (1,)))
+    """Products are rounded to 8 bits, in another order: losses of the first 4 steps agree to 2 %."""
+    together, alone = (trained(digits, row, seeds, 4, "bf16") for seeds in ((0, 1), (1,)))
     assert all(w.dtype == torch.float32 for w in together.params.values())
     torch.testing.assert_close(together.loss_sum[1], alone.loss_sum[0], rtol=0.02, atol=0)
 
