@@ -146,8 +146,10 @@ def gap_sentence(ledger: Sequence[Record]) -> str:
     agree = []
     for p in SHORT:
         both = frame.dropna(subset=["full", p])
-        alike = sum(full.sign == short.sign for full, short in zip(both.full, both[p], strict=True))
-        agree += [f"{p} agrees with the full run in {alike or 'none'} of {len(both)}"] if len(both) else []
+        products = [full.sign * short.sign for full, short in zip(both.full, both[p], strict=True)]
+        alike, against = (products.count(product) or "none" for product in (1, -1))  # 0 where one is undecided
+        words = f"{p} agrees with the full run in {alike} and contradicts it in {against} of {len(both)}"
+        agree += [words] if products else []
     return " ".join([*said, *([f"Of the pairs with both, {', '.join(agree)}."] if agree else [])])
 
 

@@ -148,12 +148,19 @@ def test_the_gap_in_words():
     full = claims.gap_sentence(pair((60.0, 60.5), (65.0, 65.5), "paper"))
     assert "In full runs (paper) of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in 1" in full
     both = claims.gap_sentence(pair((60.0,), (65.0,), "paper") + pair((60.0, 60.5), (55.0, 55.5), "sketch"))
-    assert both.endswith("Of the pairs with both, sketch agrees with the full run in none of 1.")
+    assert both.endswith(
+        "Of the pairs with both, sketch agrees with the full run in none and contradicts it in 1 of 1."
+    )
     ledger = pair((60.0,), (65.0,), "released") + pair((60.0, 60.5), (55.0, 55.5), "sketch")
     three = claims.gap_sentence(ledger + pair((60.0, 60.5), (64.0, 64.5), "brief"))
     assert "In full runs (released)" in three and "None" not in three
     assert "In short runs (brief) of 1 of the 18 pairs ViT-LKCA is ahead of its ViT in 1, behind in none" in three
-    assert three.endswith("brief agrees with the full run in 1 of 1, sketch agrees with the full run in none of 1.")
+    assert three.endswith(
+        "brief agrees with the full run in 1 and contradicts it in none of 1, "
+        "sketch agrees with the full run in none and contradicts it in 1 of 1."
+    )
+    undecided = claims.gap_sentence(ledger + pair((60.0, 60.5), (60.1, 60.3), "brief"))
+    assert "brief agrees with the full run in none and contradicts it in none of 1" in undecided
 
 
 def test_who_is_ahead_along_the_training():
