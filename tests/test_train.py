@@ -274,7 +274,7 @@ def test_cuda_without_a_gpu_says_so():
 @pytest.mark.parametrize("has, precision", [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")])
 def test_the_cpu_trains_in_bf16_where_it_multiplies_it(digits, tmp_path, monkeypatch, has, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    (record,) = fit(digits, tmp_path)
+    (record,) = fit(digits, tmp_path, dataclasses.replace(TINY, epochs=1, warmup_epochs=0, train_images=16))
     assert record.precision == precision
 
 
