@@ -11,7 +11,7 @@ with a 95 % interval (a seed that one of them has from 0.1 alone is none: that e
   from the binomial errors of two accuracies, as if each row had been tested on images of its own.
 
 More seeds do not shrink either below what the test set allows, nor more images below what the seeds allow. One seed
-says nothing about seeds (how its interval would have done where there are several: `lkca.tables.one_seed`), two or
+says nothing about seeds (how its interval would have done where there are several: `lkca.variability.one_seed`), two or
 three say little, and a bootstrap of them is narrower than it should be: their number stands beside it.
 """
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lkca import intervals, records, tables
+from lkca import intervals, records, variability
 
 START = ("cifar100", "ViT/0.5M", "sketch", 0)
 TEMPLATE = next(r for r in records.read()[0] if (r.dataset, r.row, r.protocol, r.seed) == START)
@@ -114,16 +114,16 @@ def test_what_the_interval_of_one_seed_should_have_had():
     more = (20, 12)  # of 400 images, which LKCA finds besides the ViT's: +5 and +3 points
     vit = [run(seed, np.arange(400) < 200) for seed in (0, 1)]
     lkca = [run(seed, np.arange(400) < 200 + n, row="ViT/0.5M-LKCA") for seed, n in enumerate(more)]
-    (line,) = tables.one_seed([*vit, *lkca]).to_dict("records")
+    (line,) = variability.one_seed([*vit, *lkca]).to_dict("records")
     seeds, images = 2.0, 100**2 * (0.03 - 0.05 * 0.03) / 399  # the second is what an image does to both seeds
     assert (line["pairs"], line["differences"]) == ("1", "2")
     assert (line["over seeds"], line["over test images"]) == (f"{seeds**0.5:.2f}", f"{images**0.5:.2f}")
     assert line["an interval should have"] == f"± {1.96 * (seeds + images) ** 0.5:.2f}"
     halves = [(d.high - d.low) / 2 for d in map(intervals.paired, [[r] for r in vit], [[r] for r in lkca])]
     assert line["the rule's has"] == f"± {np.mean(halves):.2f}"
-    assert tables.one_seed([vit[0], lkca[0]]).empty and tables.one_seed(without_answers([*vit, *lkca])).empty
+    assert variability.one_seed([vit[0], lkca[0]]).empty and variability.one_seed(without_answers([*vit, *lkca])).empty
     other = [dataclasses.replace(r, precision="bf16") for r in (vit[1], lkca[1])]
-    assert tables.one_seed([vit[0], lkca[0], *other]).empty  # they differ in more than the seed
+    assert variability.one_seed([vit[0], lkca[0], *other]).empty  # they differ in more than the seed
 
 
 def test_noise_of_a_run_alone_is_counted_once():
@@ -131,6 +131,6 @@ def test_noise_of_a_run_alone_is_counted_once():
     rng, n = np.random.default_rng(0), 40
     vit = [run(seed, rng.random(2000) < 0.5) for seed in range(n)]
     lkca = [run(seed, rng.random(2000) < 0.5, row="ViT/0.5M-LKCA") for seed in range(n)]
-    (line,) = tables.one_seed([*vit, *lkca]).to_dict("records")
+    (line,) = variability.one_seed([*vit, *lkca]).to_dict("records")
     assert float(line["over seeds"]) == pytest.approx(100 * (0.5 / 2000) ** 0.5, rel=0.25)
     assert float(line["over test images"]) < 0.4

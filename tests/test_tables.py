@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lkca import claims, data, figures, records, rendering, rivals, tables, zoo
+from lkca import claims, data, figures, records, rendering, rivals, tables, variability, zoo
 from lkca.protocols import PROTOCOLS
 
 START = ("cifar100", "ViT/0.5M", "sketch", 0)
@@ -160,13 +160,13 @@ def test_controls_follow_the_ledger():
 
 
 def test_selection_is_best_minus_last():
-    frame = tables.selection([r for r in records.read()[0] if r.protocol == "sketch"])
+    frame = variability.selection([r for r in records.read()[0] if r.protocol == "sketch"])
     assert set(frame["protocol"]) == {"sketch"} and (frame["best − last, mean"].astype(float) >= 0).all()
     ledger = [made("ViT", 0, 60.0), made("ViT-LKCA", 0, 65.0)]  # their best epoch lies one point above their last
     ledger[1] = dataclasses.replace(
         ledger[1], curve=[dataclasses.replace(ledger[1].curve[0], top1=68.0), ledger[1].curve[1]], top1_best=68.0
     )
-    (line,) = tables.selection(ledger).to_dict("records")
+    (line,) = variability.selection(ledger).to_dict("records")
     assert (line["runs"], line["epochs to choose from"]) == ("2", "2")
     assert (line["best − last, mean"], line["largest"]) == ("+2.00", "+3.00")
     assert line["what it does to LKCA − ViT"] == "+2.00"
@@ -174,12 +174,13 @@ def test_selection_is_best_minus_last():
 
 def test_the_spread_of_seeds_stands_beside_the_binomial_error():
     ledger = [made("ViT", 0, 60.0), made("ViT", 1, 62.0), made("ViT-LKCA", 0, 60.0), made("ViT-LKCA", 1, 60.0)]
-    (line,) = tables.spread([*ledger, made("ViT/1M", 0, 90.0)]).to_dict("records")
+    (line,) = variability.spread([*ledger, made("ViT/1M", 0, 90.0)]).to_dict("records")
     assert (line["rows"], line["runs"], line["over seeds"]) == ("2", "4", "1.00")  # the root of (2 + 0) / 2
     now = [dataclasses.replace(r, versions=r.versions | {"lkca": "0.3.1"}) for r in ledger[1:2]]
-    assert tables.spread([ledger[0], *now]).empty  # of two engines, or two precisions, more differs than the seed
-    assert tables.spread([ledger[0], dataclasses.replace(ledger[1], precision="bf16")]).empty
-    assert line["of the test set"] == f"{tables.binomial_error(60.5, 10_000):.2f}" and tables.spread(ledger[:1]).empty
+    assert variability.spread([ledger[0], *now]).empty  # of two engines, or two precisions, more differs than the seed
+    assert variability.spread([ledger[0], dataclasses.replace(ledger[1], precision="bf16")]).empty
+    assert variability.spread(ledger[:1]).empty
+    assert line["of the test set"] == f"{tables.binomial_error(60.5, 10_000):.2f}"
 
 
 def test_which_protocol_gives_the_print():
