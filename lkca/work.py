@@ -106,9 +106,11 @@ def work_off(
             continue
         try:
             loaded[name] = loaded.get(name) or source(name).load(name, data_root)
-            keep = keep_weights and row in zoo.MAIN_ROWS and wanted[0] == seeds[0]
-            left = budget - (time.monotonic() - began)
             with lock(results_root, row, name, p).acquire(blocking=False):
+                if not (wanted := missing(cell, seeds, results_root)):  # another process has just finished it
+                    continue
+                keep = keep_weights and row in zoo.MAIN_ROWS and wanted[0] == seeds[0]
+                left = budget - (time.monotonic() - began)
                 train.fit(
                     row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep,
                     time_budget=left, progress="lines",
