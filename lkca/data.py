@@ -225,7 +225,12 @@ def _read(name: str, samples: list[Sample], where: str) -> Dataset:
             from tqdm import tqdm
 
             decoded = tqdm(
-                decoded, total=len(samples), desc=f"reading {name}", disable=name.startswith("digits"), leave=False
+                decoded,
+                total=len(samples),
+                desc=f"reading {name}",
+                disable=name.startswith("digits"),
+                mininterval=1,
+                leave=False,
             )
         decoded = list(decoded)
     splits, everything = {}, hashlib.sha256(f"{s.image_size} {s.classes}".encode())

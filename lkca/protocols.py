@@ -107,11 +107,11 @@ PROTOCOLS = {
         ),
         Protocol(
             "smoke",
-            "Ten steps of the whole recipe on scikit-learn's digits, seconds a row on two CPU cores. It shows that the "
+            "Ten steps of the whole recipe on scikit-learn's digits, seconds a row on a CPU core. It shows that the "
             "way works; it is too short to learn from: expect chance, about 10 %.",
             epochs=1,
-            train_images=320,
-            batch_size=32,
+            train_images=160,
+            batch_size=16,
             warmup_epochs=0,
             flip=0.0,
             crop_padding=1,

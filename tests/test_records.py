@@ -216,10 +216,10 @@ def test_table_4_is_three_data_sets_and_a_row_of_two_names_is_one(tmp_path):
         jobs.plan(4, rows=["XCiT-T"])
 
 
-def test_a_smoke_of_table_5_has_every_kind_of_model(tmp_path):
+def test_a_smoke_of_table_5_has_every_kind_of_model_but_the_dearest(tmp_path):
     job = jobs.plan(5, protocol="smoke", results_root=tmp_path)
-    kinds = {getattr(zoo.row(row), "family", "ViT") for row in zoo.TABLES[5].rows}
-    assert {getattr(zoo.row(row), "family", "ViT") for row in job.rows} == kinds and len(job.rows) == 13
+    kinds = {getattr(zoo.row(row), "family", "ViT") for row in zoo.TABLES[5].rows} - {"Twins-SVT"}
+    assert {getattr(zoo.row(row), "family", "ViT") for row in job.rows} == kinds and len(job.rows) == 12
     assert all(zoo.canonical(row) == row for row in job.rows)
     assert len(jobs.plan(5, protocol="smoke", rows=["LKCA-L"], results_root=tmp_path).rows) == 1
 

@@ -18,7 +18,7 @@ from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
 HASHES = {"released": "79c2cf4b95", "paper": "d948943560", "brief": "9015859904", "sketch": "3fe249f7d1",
-          "smoke": "eda646f09b", "released-drop-path": "9df83008f2", "sketch-drop-path": "de2cb860ed"}  # fmt: skip
+          "smoke": "954d43af5e", "released-drop-path": "9df83008f2", "sketch-drop-path": "de2cb860ed"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +113,12 @@ def test_a_run_leaves_a_whole_record(digits, tmp_path):
 
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_training_learns(digits, tmp_path, row):
-    """Four plain passes over the digits: from chance (10 %) to most of them."""
-    plain = Protocol("plain", "a test's", epochs=4, batch_size=32, warmup_epochs=1, flip=0.0, crop_padding=0,
+    """Two plain passes over the digits in small batches: from chance (10 %) to most of them."""
+    plain = Protocol("plain", "a test's", epochs=2, batch_size=16, warmup_epochs=1, flip=0.0, crop_padding=0,
                      auto_augment=False, erase_probability=0.0, mix_probability=0.0)  # fmt: skip
     (record,) = fit(digits, tmp_path, plain, row=row)
-    assert record.top1 > 75
-    assert record.curve[-1].train_loss < 1.3 < 2 < record.curve[0].train_loss
+    assert record.top1 > 70
+    assert record.curve[-1].train_loss < 1.7 < 2 < record.curve[0].train_loss
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -189,7 +189,7 @@ def test_killed_at_random_points_it_ends_with_the_same_weights_bit_for_bit(tmp_p
     weights, record = ending(tmp_path / "whole")
 
     rng, root, kills = random.Random(0), tmp_path / "killed", 0
-    for _ in range(4):
+    for _ in range(3):
         process = child(root)
         for _ in range(rng.randint(1, 2)):  # SIGKILL somewhere between two checkpoints, or within one
             process.stdout.readline()
