@@ -117,7 +117,7 @@ def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
         paper = tables.published(t).top1
         for vit, lkca in sorted(tables.pairs(t), key=_parameters):
             found = {p: tables.difference(t, ledger, p, vit, lkca) for p in SHOWN}
-            line = {"dataset": NAMES[zoo.TABLES[t].dataset], "size": vit.partition("/")[2] or "2.69M"}
+            line = {"dataset": NAMES[zoo.TABLES[t].dataset], "size": _size(vit)}
             line["paper"] = paper[lkca] - paper[vit]
             line["protocol"] = next((p for p in FULL if found[p]), "")
             line["full"] = found.get(line["protocol"])
@@ -215,7 +215,11 @@ def length_sentences(ledger: Sequence[Record]) -> list[str]:
 
 def _pair(dataset: str, vit: str) -> str:
     """A ViT and the ViT-LKCA of its size on a data set, in words."""
-    return f"{NAMES[dataset]} {vit.partition('/')[2] or '2.69M'}"
+    return f"{NAMES[dataset]} {_size(vit)}"
+
+
+def _size(vit: str) -> str:
+    return vit.partition("/")[2] or "2.69M"
 
 
 def protocol_sentence(ledger: Sequence[Record]) -> str:
