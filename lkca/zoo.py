@@ -147,7 +147,7 @@ TABLES = {
     ),
     5: Table(
         "tiny-imagenet", sum(_TABLE_5.values(), ()), _TABLE_5, extra=("MobileViTv2-separable",), smoke="digits-64",
-        smoke_rows=(*_TABLE_5["T"], "CvT-B", "MobileViTv2"),  # Twins_SVT would take as long as all of these together
+        smoke_rows=(*_TABLE_5["T"], "CvT-B", "MobileViTv2"),  # Twins_SVT would take longer than all of these together
     ),
 }  # fmt: skip
 
