@@ -265,7 +265,7 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
             runs, seeds = shared(*(tables.of_cell(ledger, dataset, protocol, row) for row in rows))
             if not seeds:
                 continue
-            whole, *parts = (paired(*ends) for ends in ((runs[0], runs[-1]), *pairwise(runs)))
+            whole, *parts = (paired(*ends, ledger) for ends in ((runs[0], runs[-1]), *pairwise(runs)))
             reading, mixer, shape = map(_interval, parts)
             sentences.append(
                 f"{everything.after} − {everything.before} on {NAMES.get(dataset, dataset)} is {_interval(whole)} "
@@ -273,7 +273,7 @@ def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
                 f"a class token, {mixer} from the mixer, {shape} from width and depth."
             )
             longer = {
-                p: paired(*(tables.of_cell(ledger, dataset, p, row) for row in (rows[0], rows[-1])))
+                p: paired(*(tables.of_cell(ledger, dataset, p, row) for row in (rows[0], rows[-1])), ledger)
                 for p in SHOWN[: SHOWN.index(protocol)]
             }
             if said := [f"{_interval(d)} ({p}, {_seeds(d.n)})" for p, d in longer.items() if d]:
@@ -287,7 +287,7 @@ def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tu
     found = {}
     for c in zoo.contrasts(size):
         cells = {protocol: tables.cells(ledger, dataset, protocol, c) for protocol in SHOWN}
-        effects = ((protocol, paired(*runs)) for protocol, runs in cells.items())
+        effects = ((protocol, paired(*runs, ledger)) for protocol, runs in cells.items())
         effect = next(((protocol, d) for protocol, d in effects if d), None)
         if effect:
             found[c.change] = effect

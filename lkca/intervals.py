@@ -1,21 +1,22 @@
 """The rule behind every interval and verdict: how sure a difference between two rows is.
 
-The difference after - before of last-epoch top-1, in points, is taken over the seeds that both rows have, and stands
-with a 95 % interval (a seed that one of them has from 0.1 alone is none: that engine drew other images for it):
+The difference after - before of last-epoch top-1, in points, is the mean over the seeds that both rows have (a seed
+that one of them has from 0.1 alone is none: that engine drew other images for it), and stands with a 95 % interval of
+what two chances add up to:
 
-- Where two or more seeds are shared and all their records hold which test images were right (those made since 0.2),
-  the interval is the percentile bootstrap over seeds *and* test images, crossed: seeds and images are each drawn with
-  replacement, and every drawn seed is tested on every drawn image. Both rows see the same draws, so what is easy or
-  hard for both cancels, and what only these seeds or only these images show does not.
-- Else it is the wider, at either end, of two: the percentile bootstrap of the mean over seeds, and the normal interval
-  from the binomial errors of two accuracies, as if each row had been tested on images of its own.
+- Other test images. The bootstrap over test images of what an image gains by the second row, mean over the seeds: what
+  is easy or hard for both rows cancels. Of its variance only what an image does to all seeds alike counts, because the
+  rest, a run's own chance, is in the spread over seeds; one seed cannot tell them apart, and its interval has both.
+  Seeds whose records do not hold which images were right (those made before 0.2) are left out of this; if all are, it
+  is the normal distribution with the binomial errors of two accuracies, as if each row had images of its own.
+- Other seeds. A few seeds cannot tell how far seeds lie apart, and a bootstrap of them is far too narrow. So that is
+  pooled over all rows that have several (`of_seeds`), divided by the root of the number of shared seeds, and has the t
+  distribution of as many degrees of freedom as it was measured with. It takes both rows' seeds for independent.
 
-More seeds do not shrink either below what the test set allows, nor more images below what the seeds allow. One seed
-says nothing about seeds (how its interval would have done where there are several: `lkca.variability.one_seed`), two or
-three say little, and a bootstrap of them is narrower than it should be: their number stands beside it.
+More seeds do not shrink the interval below what the test set allows, nor more images below what the seeds allow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from lkca.records import Record
 
 DRAWS = 10_000
+ENOUGH = 5  # degrees of freedom: t's 95 % half-width is then 2.6 deviations, of two degrees 4.3
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class Difference:
         return (self.low > 0) - (self.high < 0)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How far runs lie apart that differ in their seed alone: standard deviation in points of top-1, pooled."""
+
+    deviation: float
+    freedom: int  # degrees of freedom that it was measured with; 0 of no cell with several seeds
+    runs: tuple[Record, ...] = field(default=(), compare=False, repr=False)
+
+
 def binomial_error(top1: float, images: int) -> float:
     """Standard error in points of an accuracy in percent, measured on that many test images."""
     return float(np.sqrt(top1 * (100 - top1) / images))
@@ -53,29 +64,74 @@ def shared(*rows: Sequence[Record]) -> tuple[list[list[Record]], list[int]]:
     return [[runs[d] for d in draws] for runs in known], [seed for seed, _ in draws]
 
 
-def paired(before: Sequence[Record], after: Sequence[Record]) -> Difference | None:
-    """After - before over the seeds that both have, by the rule above; None without any."""
+def pooled(runs: Sequence[Record]) -> Spread:
+    """The spread over seeds, pooled over all cells with two or more made by one engine at one precision."""
+    alike: dict[tuple, list[Record]] = {}
+    for r in runs:
+        alike.setdefault((r.dataset, r.row, r.protocol_hash, r.draws[1], r.precision), []).append(r)
+    cells = [cell for cell in alike.values() if len(cell) > 1]
+    freedom = sum(len(cell) - 1 for cell in cells)
+    squares = sum(np.var([r.top1 for r in cell]) * len(cell) for cell in cells)
+    return Spread(float(np.sqrt(squares / max(freedom, 1))), freedom, tuple(r for cell in cells for r in cell))
+
+
+def of_seeds(ledger: Sequence[Record], run: Record) -> Spread:
+    """The spread over seeds to expect of a run: that of the nearest cells which have `ENOUGH` degrees of freedom.
+
+    The nearest are those of its data set and protocol, then those of its protocol, then, of the protocols, the ones of
+    that whose seeds lie farthest apart. If none has enough, it is the spread with the most degrees of freedom.
+    """
+    found = []
+    for spread in _from_near_to_far(ledger, run):
+        if spread.freedom >= ENOUGH:
+            return spread
+        found.append(spread)
+    return max(found, key=lambda spread: spread.freedom)
+
+
+def _from_near_to_far(ledger: Sequence[Record], run: Record) -> Iterator[Spread]:
+    protocols: dict[str, list[Record]] = {}
+    for r in ledger:
+        protocols.setdefault(r.protocol_hash, []).append(r)
+    own = protocols.pop(run.protocol_hash, [])
+    yield pooled([r for r in own if r.dataset == run.dataset])
+    yield pooled(own)
+    others = [runs for runs in protocols.values() if runs[0].protocol != "smoke"]  # too short to tell of anything
+    yield from sorted(map(pooled, others), key=lambda spread: -spread.deviation)
+
+
+def paired(before: Sequence[Record], after: Sequence[Record], ledger: Sequence[Record]) -> Difference | None:
+    """After - before over the seeds that both have, by the rule above; None without any.
+
+    The ledger says how far seeds lie apart.
+    """
     (a, b), seeds = shared(before, after)
     if not seeds:
         return None
-    deltas = np.array([after.top1 - before.top1 for before, after in zip(a, b, strict=True)])
-    mean, rng = float(deltas.mean()), np.random.default_rng(0)
-    if len(seeds) > 1 and all(r.correct for r in a + b) and len({r.data_fingerprint for r in a + b}) == 1:
-        low, high = np.percentile(_crossed(a, b, rng), (2.5, 97.5))
-        return Difference(mean, float(low), float(high), len(seeds), (*a, *b))
-    low, high = np.percentile(deltas[rng.integers(len(seeds), size=(DRAWS, len(seeds)))].mean(1), (2.5, 97.5))
-    half = 1.96 * np.hypot(*(binomial_error(float(np.mean([r.top1 for r in x])), x[0].num_test) for x in (a, b)))
-    return Difference(mean, float(min(low, mean - half)), float(max(high, mean + half)), len(seeds), (*a, *b))
+    mean = float(np.mean([after.top1 - before.top1 for before, after in zip(a, b, strict=True)]))
+    rng, known = np.random.default_rng(0), [pair for pair in zip(a, b, strict=True) if all(r.correct for r in pair)]
+    if known and len({r.data_fingerprint for pair in known for r in pair}) == 1:
+        draws = mean + _other_images(known, rng)
+    else:
+        errors = (binomial_error(float(np.mean([r.top1 for r in runs])), runs[0].num_test) for runs in (a, b))
+        draws = mean + np.hypot(*errors) * rng.standard_normal(DRAWS)
+    spreads = [of_seeds(ledger, runs[0]) for runs in (a, b)]
+    if freedom := min(spread.freedom for spread in spreads):
+        error = np.hypot(*(spread.deviation for spread in spreads)) / len(seeds) ** 0.5
+        draws = draws + error * rng.standard_t(freedom, DRAWS)
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Difference(mean, float(low), float(high), len(seeds), (*a, *b))
 
 
-def _crossed(before: Sequence[Record], after: Sequence[Record], rng: np.random.Generator) -> np.ndarray:
-    """Differences in points of DRAWS samples of seeds and test images, (DRAWS,).
+def _other_images(pairs: Sequence[tuple[Record, Record]], rng: np.random.Generator) -> np.ndarray:
+    """What DRAWS samples of the test images add to a difference, in points, without the runs' own chance: (DRAWS,).
 
-    Images on which all seeds' two rows did alike are alike, so that how often each kind is drawn says all.
+    Images with the same gain over all seeds are alike, so that how often each gain is drawn says all.
     """
-    gains = np.stack([b.right.astype(int) - a.right for a, b in zip(before, after, strict=True)])  # (seeds, images)
-    kinds, counts = np.unique(gains, axis=1, return_counts=True)
-    drawn = rng.multinomial(gains.shape[1], counts / gains.shape[1], size=DRAWS)
-    of_seed = drawn @ kinds.T / gains.shape[1]  # (DRAWS, seeds)
-    seeds = rng.integers(len(gains), size=of_seed.shape)
-    return 100 * np.take_along_axis(of_seed, seeds, axis=1).mean(1)
+    gains = 100 * np.stack([after.right.astype(float) - before.right for before, after in pairs])  # (seeds, images)
+    seeds, images = gains.shape
+    mean = gains.mean(0)
+    kinds, counts = np.unique(mean, return_counts=True)
+    draws = rng.multinomial(images, counts / images, size=DRAWS) @ kinds / images - mean.mean()
+    own = gains.var(0, ddof=1).mean() / seeds if seeds > 1 else 0.0
+    return max(0.0, 1 - own / (mean.var() or 1.0)) ** 0.5 * draws

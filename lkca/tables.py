@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from lkca import complexity, records, zoo
-from lkca.intervals import Difference, binomial_error, paired
+from lkca.intervals import Difference, binomial_error, of_seeds, paired
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import Number
 from lkca.records import Record
@@ -83,7 +83,7 @@ def columns(found: Sequence[Record]) -> tuple[str, ...]:
 
 def difference(table: int, ledger: Sequence[Record], protocol: str, vit: str, lkca: str) -> Difference | None:
     """LKCA - ViT over the seeds that both rows have; None without any."""
-    return paired(select(table, ledger, protocol, vit), select(table, ledger, protocol, lkca))
+    return paired(select(table, ledger, protocol, vit), select(table, ledger, protocol, lkca), ledger)
 
 
 def verdict(table: int, ledger: Sequence[Record], vit: str, lkca: str) -> str:
@@ -117,7 +117,7 @@ def rivals(
     """LKCA - rival for every rival in a group of Tables 4 and 5; None where no seed is shared."""
     *others, lkca = zoo.TABLES[table].groups[group]
     ours = of_cell(ledger, dataset, protocol, lkca)
-    return {row: paired(of_cell(ledger, dataset, protocol, row), ours) for row in others}
+    return {row: paired(of_cell(ledger, dataset, protocol, row), ours, ledger) for row in others}
 
 
 def verdicts(table: int, ledger: Sequence[Record], dataset: str | None = None) -> list[str]:
@@ -236,7 +236,7 @@ def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
             "parameters": f"{params[0]:.2f}M → {params[1]:.2f}M",
         }
         for protocol in shown:
-            line[f"ours, {protocol}"] = interval(paired(*cells(ledger, dataset, protocol, c)))
+            line[f"ours, {protocol}"] = interval(paired(*cells(ledger, dataset, protocol, c), ledger))
         lines.append(line)
     return pd.DataFrame(lines, dtype=object)
 
@@ -251,8 +251,8 @@ def from_print(ledger: Sequence[Record]) -> pd.DataFrame:
 
     Columns ``dataset``, ``row``, ``protocol``, ``epoch`` ("last" or "best"), ``printed`` (%), ``points`` (ours, mean
     over seeds, minus the print), ``half`` and ``runs``. The print is taken for one run. The error of one run is the
-    spread over our seeds or the binomial error of the print, whichever is larger; ``half`` is 1.96 errors of the
-    difference between one run and the mean of ours.
+    spread over seeds (`lkca.intervals.of_seeds`) or the binomial error of the print, whichever is larger; ``half`` is
+    1.96 errors of the difference between one run and the mean of ours.
     """
     lines = []
     for t, protocol, row in product((1, 2, 3), FULL, zoo.MAIN_ROWS):
@@ -260,8 +260,7 @@ def from_print(ledger: Sequence[Record]) -> pd.DataFrame:
         runs = select(t, ledger, protocol, row)
         for epoch, key in (("last", "top1"), ("best", "top1_best")) if runs else ():
             top1 = [getattr(r, key) for r in runs]
-            one = binomial_error(printed, runs[0].num_test)
-            one = max(one, np.std(top1, ddof=1)) if len(runs) > 1 else one
+            one = max(binomial_error(printed, runs[0].num_test), of_seeds(ledger, runs[0]).deviation)
             half = 1.96 * one * (1 + 1 / len(runs)) ** 0.5
             lines.append((dataset, row, protocol, epoch, printed, np.mean(top1) - printed, half, runs))
     columns = ["dataset", "row", "protocol", "epoch", "printed", "points", "half", "runs"]
@@ -294,5 +293,5 @@ def by_protocol(ledger: Sequence[Record], dataset: str, rows: Sequence[str], bef
     for row in rows:
         runs = {protocol: of_cell(ledger, dataset, protocol, row) for protocol in (before, after)}
         line = {"row": row} | {protocol: _accuracy(found) for protocol, found in runs.items()}
-        lines.append(line | {f"{after} − {before}": interval(paired(runs[before], runs[after]))})
+        lines.append(line | {f"{after} − {before}": interval(paired(runs[before], runs[after], ledger))})
     return pd.DataFrame(lines, dtype=object)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lkca.intervals import binomial_error, paired, shared
+from lkca.intervals import binomial_error, pooled, shared
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import Number
 from lkca.records import Record
@@ -54,74 +54,41 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
 def spread(ledger: Sequence[Record]) -> pd.DataFrame:
     """How far seeds of one cell lie apart, beside what the test set alone would do, by data set and protocol (strings).
 
-    The first is the standard deviation over seeds, pooled over all cells with two or more made by one engine at one
-    precision; the second the binomial standard error of one accuracy on the test set, the root of its mean square over
-    the same runs.
+    "over seeds" is the standard deviation on which every interval rests (`lkca.intervals.pooled`), in brackets its
+    degrees of freedom; "of the test set" the binomial standard error of one accuracy, the root of its mean square over
+    the same runs. "LKCA − ViT over seeds" is that of the differences of one seed, pooled over the pairs of Tables 1-3
+    with several; "two independent rows" what the rule takes for it, the first times the root of two.
     """
     lines = []
     for (dataset, protocol), found in _by_setting(ledger).items():
-        alike: dict[tuple[str, bool, str], list[Record]] = {}
-        for r in found:
-            alike.setdefault((r.row, r.draws[1], r.precision), []).append(r)
-        cells = [runs for runs in alike.values() if len(runs) > 1]
-        if not cells:
+        seeds = pooled(found)
+        if not seeds.freedom:
             continue
-        freedom = sum(len(runs) - 1 for runs in cells)
-        squares = sum(np.var([r.top1 for r in runs]) * len(runs) for runs in cells)
-        several = [r for runs in cells for r in runs]
-        test = np.mean([binomial_error(r.top1, r.num_test) ** 2 for r in several]) ** 0.5
+        test = np.mean([binomial_error(r.top1, r.num_test) ** 2 for r in seeds.runs]) ** 0.5
         lines.append(
             {
                 "data set": NAMES.get(dataset, dataset),
                 "protocol": protocol,
-                "rows": str(len({r.row for r in several})),
-                "runs": str(len(several)),
-                "over seeds": Number(f"{(squares / freedom) ** 0.5:.2f}", several),
-                "of the test set": Number(f"{test:.2f}", several),
+                "rows": str(len({r.row for r in seeds.runs})),
+                "runs": str(len(seeds.runs)),
+                "over seeds": Number(f"{seeds.deviation:.2f} ({seeds.freedom})", seeds.runs),
+                "of the test set": Number(f"{test:.2f}", seeds.runs),
+                "LKCA − ViT over seeds": _of_differences(found, dataset, protocol),
+                "two independent rows": Number(f"{2**0.5 * seeds.deviation:.2f}", seeds.runs),
             }
         )
     return pd.DataFrame(lines, dtype=object)
 
 
-def one_seed(ledger: Sequence[Record]) -> pd.DataFrame:
-    """How good the interval of a single seed is: tried on the pairs of Tables 1-3 that have several (strings).
-
-    By data set and protocol, of LKCA - ViT of one seed: its variance over seeds on these test images, as the standard
-    deviation; the variance that other test images would add, what an image does to all seeds alike (the covariance
-    between seeds over the number of images); both pooled over the pairs whose seeds know which images were right, of
-    one engine and precision. Then 1.96 times the root of their sum, what an interval of one seed should have to either
-    side, and what the rule gives it.
-    """
-    lines = []
-    for (dataset, protocol), found in _by_setting(ledger).items():
-        cells: dict[tuple, list[tuple[Record, Record]]] = {}
-        for pair in pairs(1):
-            for ends in zip(*shared(*(of_cell(found, dataset, protocol, row) for row in pair))[0], strict=True):
-                if all(r.correct for r in ends):
-                    cells.setdefault((pair, ends[0].draws[1], *(r.precision for r in ends)), []).append(ends)
-        several = [cell for cell in cells.values() if len(cell) > 1]
-        if not several:
-            continue
-        degrees, seeds, images = [len(cell) - 1 for cell in several], [], []
-        for cell in several:
-            gains = 100.0 * np.stack([lkca.right.astype(int) - vit.right for vit, lkca in cell])  # (seeds, images)
-            between = np.cov(gains)
-            seeds.append(gains.mean(1).var(ddof=1))
-            images.append((between.sum() - between.trace()) / (len(cell) * (len(cell) - 1)) / gains.shape[1])
-        over_seeds, over_images = (float(np.average(v, weights=degrees)) for v in (seeds, images))
-        ends = [ends for cell in several for ends in cell]
-        given = [(d.high - d.low) / 2 for d in (paired([vit], [lkca]) for vit, lkca in ends)]
-        runs = [r for pair in ends for r in pair]
-        lines.append(
-            {
-                "data set": NAMES.get(dataset, dataset),
-                "protocol": protocol,
-                "pairs": str(len(several)),
-                "differences": str(len(ends)),
-                "over seeds": Number(f"{over_seeds**0.5:.2f}", runs),
-                "over test images": Number(f"{max(over_images, 0) ** 0.5:.2f}", runs),
-                "an interval should have": Number(f"± {1.96 * max(over_seeds + over_images, 0) ** 0.5:.2f}", runs),
-                "the rule's has": Number(f"± {np.mean(given):.2f}", runs),
-            }
-        )
-    return pd.DataFrame(lines, dtype=object)
+def _of_differences(found: Sequence[Record], dataset: str, protocol: str) -> str:
+    cells: dict[tuple, list[tuple[Record, Record]]] = {}
+    for pair in pairs(1):
+        for ends in zip(*shared(*(of_cell(found, dataset, protocol, row) for row in pair))[0], strict=True):
+            cells.setdefault((pair, ends[0].draws[1], *(r.precision for r in ends)), []).append(ends)
+    several = [cell for cell in cells.values() if len(cell) > 1]
+    if not several:
+        return NOT_RUN
+    freedom = sum(len(cell) - 1 for cell in several)
+    squares = sum(np.var([lkca.top1 - vit.top1 for vit, lkca in cell]) * len(cell) for cell in several)
+    runs = [r for cell in several for ends in cell for r in ends]
+    return Number(f"{(squares / freedom) ** 0.5:.2f} ({freedom})", runs)
