@@ -103,7 +103,7 @@ def _from_near_to_far(ledger: Sequence[Record], run: Record) -> Iterator[Spread]
 def paired(before: Sequence[Record], after: Sequence[Record], ledger: Sequence[Record]) -> Difference | None:
     """After - before over the seeds that both have, by the rule above; None without any.
 
-    The ledger says how far seeds lie apart.
+    The ledger says how far seeds lie apart; one that has no row with several leaves other seeds out.
     """
     (a, b), seeds = shared(before, after)
     if not seeds:
