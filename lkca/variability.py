@@ -56,8 +56,8 @@ def spread(ledger: Sequence[Record]) -> pd.DataFrame:
 
     "over seeds" is the standard deviation on which every interval rests (`lkca.intervals.pooled`), in brackets its
     degrees of freedom; "of the test set" the binomial standard error of one accuracy, the root of its mean square over
-    the same runs. "LKCA − ViT over seeds" is that of the differences of one seed, pooled over the pairs of Tables 1-3
-    with several; "two independent rows" what the rule takes for it, the first times the root of two.
+    the same runs. "LKCA − ViT" is the deviation over seeds of that difference, pooled over the pairs of Tables 1-3 with
+    several; "by the rule" what the rule takes for it, the first times the root of two.
     """
     lines = []
     for (dataset, protocol), found in _by_setting(ledger).items():
@@ -69,12 +69,10 @@ def spread(ledger: Sequence[Record]) -> pd.DataFrame:
             {
                 "data set": NAMES.get(dataset, dataset),
                 "protocol": protocol,
-                "rows": str(len({r.row for r in seeds.runs})),
-                "runs": str(len(seeds.runs)),
                 "over seeds": Number(f"{seeds.deviation:.2f} ({seeds.freedom})", seeds.runs),
                 "of the test set": Number(f"{test:.2f}", seeds.runs),
-                "LKCA − ViT over seeds": _of_differences(found, dataset, protocol),
-                "two independent rows": Number(f"{2**0.5 * seeds.deviation:.2f}", seeds.runs),
+                "LKCA − ViT": _of_differences(found, dataset, protocol),
+                "by the rule": Number(f"{2**0.5 * seeds.deviation:.2f}", seeds.runs),
             }
         )
     return pd.DataFrame(lines, dtype=object)
