@@ -276,7 +276,7 @@ def test_the_figure_of_gaps_shows_every_pair_and_ours_where_run():
     page = figures.gaps_figure(pair((60.0, 60.5), (55.0, 55.5), "sketch")).data
     assert 'href="provenance' not in page and 'href="../notebooks/provenance.html#' in page  # it stands on two levels
     assert page.count("CIFAR-10 2.69M") == 2 and "ours, sketch" in page  # on the axis, and in the data
-    assert "<td>+3.85</td>" in page and "-5.00 [" in page
+    assert "<td>+3.85</td>" in page and "−5.00 [" in page
 
 
 def test_the_page_shows_each_quote_once():

@@ -206,3 +206,14 @@ def test_protocols_are_compared_row_by_row():
     ledger = [made("ViT", 0, 60.0), made("ViT", 0, 55.0, protocol="paper")]
     found = tables.by_protocol(ledger, "cifar100", ["ViT", "ViT-LKCA"], "paper", "released")["released − paper"]
     assert found[0].startswith("+5.00 [") and found[0].endswith("n = 1") and found[1] == tables.NOT_RUN
+
+
+def test_negative_numbers_are_set_with_a_minus_sign():
+    assert rendering.typeset("-1.50 [-2.00, -1.00], (-3 ± 1)") == "−1.50 [−2.00, −1.00], (−3 ± 1)"
+    plain = "Tables 1-3, 2026-11-25, 1e-05, seed-0, ViT-8M, -p size 0.5M"
+    assert rendering.typeset(plain) == plain
+    ledger = pair((65.0,), (60.0,))
+    assert "<a " in rendering.table_html(tables.differences(2, ledger)).data
+    for page in (rendering.table_html(tables.differences(2, ledger)), figures.accuracy_figure(2, ledger)):
+        assert "−5.00" in page.data and "-5.00" not in page.data
+    assert rendering.listed(["-5.00 points"]).data == "<ul><li>−5.00 points</li></ul>"
