@@ -335,9 +335,7 @@ def findings(ledger: Sequence[Record], scenes: Sequence[SegmentationRecord]) -> 
         f"{measured or 'No'} verdict{'s rest' if measured > 1 else ' rests'} on accuracies that were measured here.",
         "short": " and ".join(f"{p} ({tables.length(p)})" for p in SHORT),
         "gap": gap_sentence(ledger),
-        "length": " ".join(length_sentences(ledger)),
         "protocol": protocol_sentence(ledger),
-        "steps": " ".join(steps_sentences(ledger, "0.5M")),
         "camvid": camvid_sentence(scenes),
         **contrast_sentences(ledger, "cifar100", "0.5M"),
     }
