@@ -13,25 +13,10 @@ from matplotlib.ticker import LogLocator
 
 from lkca import claims, complexity, data, rivals, tables, zoo
 from lkca.intervals import Difference
-from lkca.jobs import Job
 from lkca.records import Record
 from lkca.rendering import INK, LKCA, VIT, folded, show, style, table_html
 
 SHORT = dict(zip(tables.SHORT, (("^", "-."), ("o", "--")), strict=True))  # their marks and lines
-
-
-def trained(job: Job, found: Sequence[Record]) -> HTML:
-    """What a job has trained, for the reader who waits for it; `smoke` says what it is."""
-    lines = [
-        {"row": r.row, "data set": r.dataset, "protocol": r.protocol, "seed": str(r.seed), "top-1, %": f"{r.top1:.2f}",
-         "images/s": f"{r.images_per_second:.0f}", "minutes": f"{r.wall_seconds / 60:.1f}"}
-        for r in found
-    ]  # fmt: skip
-    smoke = (
-        "A smoke run shows that the way works, from row to record. Ten steps on the digits are too few to learn "
-        "from: its accuracies are about chance (10 %) and say nothing about the paper."
-    )
-    return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])
 
 
 def claims_list(frame: pd.DataFrame) -> HTML:

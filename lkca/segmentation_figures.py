@@ -15,9 +15,8 @@ from PIL import Image
 
 from lkca import records, scenes, segment, segmentation
 from lkca import segmentation_tables as tables
-from lkca.jobs import Job
 from lkca.records import SegmentationRecord
-from lkca.rendering import INK, LKCA, VIT, show, style, table_html
+from lkca.rendering import INK, LKCA, VIT, show, style
 
 PICTURES = records.RESULTS / "predictions"
 _COLOURS = ("#4D4D4D", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999933",
@@ -191,17 +190,3 @@ def kept_pictures(dataset: str, classes: Sequence[str], folder: Path = PICTURES)
         "ours to show."
     )
     return _gallery(columns, classes, caption, list(columns)[-1] if columns else "")
-
-
-def trained(job: Job, found: Sequence[SegmentationRecord]) -> HTML:
-    """What a job has trained, for the reader who waits for it; `smoke` says what it is."""
-    lines = [
-        {"row": r.row, "data set": r.dataset, "protocol": r.protocol, "seed": str(r.seed), "aAcc, %": f"{r.aacc:.2f}",
-         "mIoU, %": f"{r.miou:.2f}", "images/s": f"{r.images_per_second:.1f}", "minutes": f"{r.wall_seconds / 60:.1f}"}
-        for r in found
-    ]  # fmt: skip
-    smoke = (
-        "A smoke run shows that the way works, from row to record. A few iterations are far too short to learn from: "
-        "its numbers say nothing about the paper."
-    )
-    return table_html(pd.DataFrame(lines), [smoke] if job.protocol.name == "smoke" else [])

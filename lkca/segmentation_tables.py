@@ -16,13 +16,13 @@ import pandas as pd
 import torch
 
 from lkca import records, scenes, segment, segmentation
+from lkca.listing import MEASURES
 from lkca.provenance import Number
 from lkca.records import SegmentationRecord
 from lkca.tables import NOT_RUN
 
 DATASET = "ade20k"
 SETTING = {"crop": 512, "num_classes": 150}  # what the columns were counted at
-MEASURES = {"aacc": "aAcc", "miou": "mIoU", "miou10": "mIoU, 10 best"}
 
 
 def selection(num_classes: int) -> str:
@@ -268,23 +268,3 @@ def two_ways(ledger: Sequence[SegmentationRecord], dataset: str = "digit-scenes"
                 shown = {MEASURES[key]: Number(f"{value:.2f}", [run]) for key, value in found.items()}
                 lines.append({"row": row, "evaluated by": way} | shown)
     return pd.DataFrame(lines, columns=["row", "evaluated by", *MEASURES.values()], dtype=object)
-
-
-def runs(found: Sequence[SegmentationRecord]) -> pd.DataFrame:
-    """Records as lines, so that each number can be walked back to the run that made it (strings)."""
-    lines = [
-        {
-            "row": r.row,
-            "data set": r.dataset,
-            "protocol": r.protocol,
-            "seed": str(r.seed),
-            **{name: f"{getattr(r, key):.2f}" for key, name in MEASURES.items()},
-            "device": f"{r.device}, {r.precision}",
-            "minutes": f"{r.wall_seconds / 60:.1f}",
-            "commit": r.git_commit[:7] + ("" if r.git_clean else " (changed)"),
-            "record": Number(records.path_of(r, "").name, [r]),
-        }
-        for r in found
-    ]
-    columns = ["row", "data set", "protocol", "seed", *MEASURES.values(), "device", "minutes", "commit", "record"]
-    return pd.DataFrame(lines, columns=columns, dtype=object)

@@ -189,38 +189,17 @@ def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index", dtype=object)
 
 
-def runs(found: Sequence[Record]) -> pd.DataFrame:
-    """Records as lines, so that each number can be walked back to the run that made it (strings)."""
-    lines = [
-        {
-            "row": r.row,
-            "protocol": r.protocol,
-            "seed": str(r.seed),
-            "last": f"{r.top1:.2f}",
-            "best": f"{r.top1_best:.2f} (epoch {r.best_epoch})",
-            "device": f"{r.device}, {r.precision}",
-            "minutes": f"{r.wall_seconds / 60:.1f}",
-            "images/s": f"{r.images_per_second:.0f}",
-            "commit": r.git_commit[:7] + ("" if r.git_clean else " (changed)"),
-            "record": Number(records.path_of(r, "").name, [r]),
-        }
-        for r in found
-    ]
-    columns = ["row", "protocol", "seed", "last", "best", "device", "minutes", "images/s", "commit", "record"]
-    return pd.DataFrame(lines, columns=columns, dtype=object)
-
-
-def table_runs(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
+def table_runs(table: int, ledger: Sequence[Record]) -> list[Record]:
     """Every record behind a table, those of rows of ours among them."""
     spec = zoo.TABLES[table]
     cells = [(protocol, d, row) for protocol in LISTED for d in spec.datasets for row in (*spec.rows, *spec.extra)]
-    return runs([r for protocol, d, row in cells for r in of_cell(ledger, d, protocol, row)])
+    return [r for protocol, d, row in cells for r in of_cell(ledger, d, protocol, row)]
 
 
-def control_runs(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
+def control_runs(ledger: Sequence[Record], dataset: str, size: str) -> list[Record]:
     """Every record behind the contrasts of a size on a data set."""
     rows = zoo.control_rows(size)
-    return runs([r for protocol in SHOWN for row in rows for r in of_cell(ledger, dataset, protocol, row)])
+    return [r for protocol in SHOWN for row in rows for r in of_cell(ledger, dataset, protocol, row)]
 
 
 def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:

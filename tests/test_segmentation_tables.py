@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import jobs, records, scenes, segment, segmentation, segmentation_figures, segmentation_tables
+from lkca import jobs, listing, records, scenes, segment, segmentation, segmentation_figures, segmentation_tables
 from lkca.records import SegmentationRecord, Stage
 from lkca.segmentation_tables import NOT_RUN
 
@@ -86,7 +86,7 @@ def test_our_own_rows_have_a_table_and_differences_are_paired():
     assert segmentation_tables.difference(ledger, "camvid").aAcc[0] == "+3.00 (from +3.00 to +3.00, 1 seed)"
     assert segmentation_tables.difference([], "camvid").mIoU[0] == NOT_RUN
     assert segmentation_tables.per_class(ledger, "camvid", list("abcdefghijkl"))[lkca][0] == "32.0"
-    assert list(segmentation_tables.runs(ledger).seed) == ["0", "1", "1"]
+    assert list(listing.runs(ledger).seed) == ["0", "1", "1"]
 
 
 def test_every_setting_of_a_protocol_is_shown_with_its_origin():
@@ -158,7 +158,7 @@ def test_a_table_is_a_job(tmp_path):
     done = jobs.run(job, progress=None)
     assert [r.row for r in done] == list(segmentation.TINY) and jobs.run(job, progress=None) == done
     assert "4 of 4" not in jobs.plan(7, **roots).why and "0 of 2 runs to train" in jobs.plan(7, **roots).why
-    assert "far too short" in segmentation_figures.trained(job, done).data
+    assert "far too short" in listing.trained(job, done).data
 
 
 def test_kept_weights_hold_a_variance_that_half_precision_cannot(kept):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lkca import claims, data, figures, records, rendering, rivals, tables, variability, zoo
+from lkca import claims, data, figures, listing, records, rendering, rivals, tables, variability, zoo
 from lkca.protocols import PROTOCOLS
 
 START = ("cifar100", "ViT/0.5M", "sketch", 0)
@@ -107,13 +107,10 @@ def test_released_speaks_before_paper():
 
 def test_every_number_walks_back_to_its_record():
     ledger, _ = records.read()
-    names = {r for t in zoo.TABLES for r in tables.table_runs(t, ledger).record}
-    names |= {
-        r
-        for name in data.DATASETS
-        for s in ("0.5M", "2M", "2.69M")
-        for r in tables.control_runs(ledger, name, s).record
-    }
+    settings = [(name, size) for name in data.DATASETS for size in ("0.5M", "2M", "2.69M")]
+    found = [r for t in zoo.TABLES for r in tables.table_runs(t, ledger)]
+    found += [r for setting in settings for r in tables.control_runs(ledger, *setting)]
+    names = set(listing.runs(found).record)
     controls = {(d, row) for d in data.DATASETS for s in ("0.5M", "2M", "2.69M") for row in zoo.control_rows(s)}
     cells = {(d, zoo.canonical(row)) for t in zoo.TABLES.values() for d in t.datasets for row in (*t.rows, *t.extra)}
     shown = [r for r in ledger if r.protocol in tables.LISTED and (r.dataset, r.row) in cells | controls]
