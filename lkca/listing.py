@@ -7,10 +7,9 @@ from IPython.display import HTML
 
 from lkca.jobs import Job
 from lkca.provenance import Number
-from lkca.records import Run, SegmentationRecord, path_of
+from lkca.records import MEASURES, Run, SegmentationRecord, path_of
 from lkca.rendering import table_html
 
-MEASURES = {"aacc": "aAcc", "miou": "mIoU", "miou10": "mIoU, 10 best"}  # of segmentation, in percent
 COLUMNS = ["row", "data set", "protocol", "seed", "device", "minutes", "images/s", "commit", "record"]
 
 

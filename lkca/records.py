@@ -186,6 +186,9 @@ class SegmentationRecord(Run):
                 raise RecordError(f"{name} is {getattr(self, name)} but the pixels say {told}")
 
 
+MEASURES = {"aacc": "aAcc", "miou": "mIoU", "miou10": "mIoU, 10 best"}  # of segmentation, in percent: their names
+
+
 def measures(intersection: Sequence[int], union: Sequence[int], truth: Sequence[int]) -> dict[str, float]:
     """aAcc, mIoU and the mean IoU of the ten best classes, in percent, from pixel counts a class.
 

@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 
 from lkca import records, scenes, segment, segmentation
-from lkca.listing import MEASURES
 from lkca.provenance import Number
-from lkca.records import SegmentationRecord
+from lkca.records import MEASURES, SegmentationRecord
 from lkca.tables import NOT_RUN
 
 DATASET = "ade20k"
