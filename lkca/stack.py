@@ -1,9 +1,8 @@
 """Several seeds of one row, trained together in one step, whatever the task.
 
-The parameters of S models are stacked, (S, …), and one vectorised call computes all S losses (on a CPU, a plain call
-where S is 1); each seed has its own batch, draws and optimiser state, so that it ends where it would have ended alone.
-On CUDA the whole step (forward, backward, AdamW) is captured once as a CUDA graph and replayed: launches bind a small
-ViT, not products.
+The parameters of S models are stacked, (S, …), and one vectorised call computes all S losses; each seed has its own
+batch, draws and optimiser state, so that it ends where it would have ended alone. On CUDA the whole step (forward,
+backward, AdamW) is captured once as a CUDA graph and replayed: launches bind a small ViT, not products.
 
 A model says with ``stackable = False`` that it cannot be vectorised, because it draws random numbers of its own: it is
 a stack of one, called as it is, with torch's generator seeded anew for each step.
@@ -90,8 +89,10 @@ class Stack:
         self.loss_sum = torch.zeros(seeds, dtype=torch.float64, device=device)
         self.first_bad = torch.full((seeds,), -1, device=device)  # step of the first loss that is not finite
         self._count = torch.zeros((), dtype=torch.long, device=device)
-        # One seed on a CPU needs no vectorising: matrices multiply faster there than batches of one do.
-        self._vectorised = self.stackable and (seeds > 1 or device != "cpu")
+        # One seed on a CPU needs no vectorising: matrices multiply faster there than batches of one do. Convolutions
+        # keep it: without, the weight gradient at an output of a single pixel can be garbage in bf16 (torch 2.15, AMX).
+        convolves = any(isinstance(m, nn.Conv2d) for m in models[0].modules())
+        self._vectorised = self.stackable and (seeds > 1 or device != "cpu" or convolves)
         losses = torch.vmap(self._one) if self._vectorised else self._alone
         self._losses = torch.compile(losses) if execution == "compiled" else losses
         self._graph: torch.cuda.CUDAGraph | None = None

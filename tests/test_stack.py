@@ -84,6 +84,13 @@ def test_in_bf16_a_stacked_seed_stays_near_the_one_alone(digits, row):
 
 
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
+def test_in_bf16_a_seed_alone_ends_the_same_each_time(digits, row):
+    """Bit for bit: no product reads memory that nobody wrote."""
+    first, again = (list(trained(digits, row, (1,), 4, "bf16").params.values()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_the_step_is_the_recipe_written_plainly(digits, row):
     """Against an unstacked module in a loop that erases, mixes and smooths image by image; float64, 16 steps."""
     seed, steps = 3, 16
