@@ -90,7 +90,8 @@ class Stack:
         self.first_bad = torch.full((seeds,), -1, device=device)  # step of the first loss that is not finite
         self._count = torch.zeros((), dtype=torch.long, device=device)
         # One seed on a CPU needs no vectorising: matrices multiply faster there than batches of one do. Convolutions
-        # keep it: without, the weight gradient at an output of a single pixel can be garbage in bf16 (torch 2.15, AMX).
+        # keep it: without, the weight gradient of a stride of 2 over one pixel (RegionViT's) can be garbage in bf16
+        # (torch 2.15 on a processor with AMX).
         convolves = any(isinstance(m, nn.Conv2d) for m in models[0].modules())
         self._vectorised = self.stackable and (seeds > 1 or device != "cpu" or convolves)
         losses = torch.vmap(self._one) if self._vectorised else self._alone
