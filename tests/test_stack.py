@@ -85,7 +85,7 @@ def test_in_bf16_a_stacked_seed_stays_near_the_one_alone(digits, row):
 
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_in_bf16_a_seed_alone_ends_the_same_each_time(digits, row):
-    """Bit for bit: no product reads memory that nobody wrote."""
+    """Bit for bit, as it must where a run that was killed goes on."""
     first, again = (list(trained(digits, row, (1,), 4, "bf16").params.values()) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
