@@ -4,4 +4,4 @@ from lkca.operator import LKCA, lkca
 from lkca.vit import ViT
 
 __all__ = ["LKCA", "ViT", "lkca"]
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -16,7 +16,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32}  # of weights
 EXECUTIONS = ("eager", "captured", "compiled")
@@ -108,13 +107,9 @@ class Stack:
     def _call(self, params: dict, buffers: dict, *inputs: Tensor) -> Tensor:
         return functional_call(self._model, (params, buffers), inputs)
 
-    @contextlib.contextmanager
-    def _forward(self) -> Iterator[None]:
-        """The forward pass in bf16 if that is the precision; on the CPU, attention in products that stack."""
-        plain = self.device == "cpu" and self.stackable
-        math = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
-        with math, torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-            yield
+    def _forward(self) -> torch.autocast:
+        """The forward pass in bf16 if that is the precision."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def _step(self, batch: list[Tensor]) -> None:
         with multiplying(self.precision):
