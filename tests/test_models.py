@@ -128,7 +128,7 @@ def test_drop_path_is_the_row_s_unless_said():
 
 
 def test_attention_on_a_cpu_is_scaled_dot_product_attention():
-    """Against PyTorch's own: in float64 to rounding, output and gradient; in bf16 no farther from it than twice that."""
+    """Against PyTorch's own: in float64 to rounding, output and gradient; in bf16 at most twice as inexact."""
     torch.manual_seed(0)
     layer, x, heads = Attention(120, 4).double(), 2 * torch.randn(8, 65, 120, dtype=torch.float64), 4
 
