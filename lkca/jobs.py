@@ -145,9 +145,8 @@ def lock(results_root: Path, row: str, dataset: str, p: Settings) -> FileLock:
 def run(job: Job, progress: str | None = "bar") -> list[Run]:
     """Train what the ledger lacks and return the job's records, in order.
 
-    On CUDA a row's seeds are trained together; on a CPU, where that gains nothing, one after the other. A row that
-    another process trains is left to it, and waited for at the end. Killed at any time, it goes on from the last
-    checkpoint when it is called again. Raises what `train.fit`, `data.load` and `records.read_one` raise.
+    A row that another process trains is left to it, and waited for at the end. Killed at any time, it goes on from the
+    last checkpoint when it is called again. Raises what `train.fit`, `data.load` and `records.read_one` raise.
     """
     fit = {"device": job.device, "results_root": job.results_root, "progress": progress}
     for name in job.datasets:
@@ -157,8 +156,7 @@ def run(job: Job, progress: str | None = "bar") -> list[Run]:
             if all(path.exists() for path in paths.values()):
                 continue
             with contextlib.suppress(Timeout), lock(job.results_root, row, name, job.protocol).acquire(blocking=wait):
-                missing = [seed for seed, path in paths.items() if not path.exists()]
-                for seeds in [missing] if job.device == "cuda" and missing else [[seed] for seed in missing]:
+                if missing := [seed for seed, path in paths.items() if not path.exists()]:
                     dataset = dataset or source(name).load(name, job.data_root)
-                    train.fit(row, dataset, job.protocol, seeds, **fit)
+                    train.fit(row, dataset, job.protocol, missing, **fit)
     return [records.read_one(path) for *_, path in job.runs]

@@ -77,7 +77,7 @@ def work_off(
     budget: float,
     keep_weights: bool = False,
 ) -> int:
-    """Train the missing runs of each cell, its seeds together in one step, until all are done or the budget is spent.
+    """Train the missing runs of each cell until all are done or the budget is spent.
 
     Args:
         todo: cells, most valuable first; those whose data set is not on disk, and those that fail by themselves (a loss
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results-root", type=Path, default=records.RESULTS, help="folder of the ledger")
     protocols = [name for name in PROTOCOLS | segment.PROTOCOLS if name != "smoke"]  # that shows, and fills nothing
     parser.add_argument("--protocol", choices=protocols, help="instead of released and paper")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every cell, trained together")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of every cell")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to work")
     parser.add_argument("--keep-weights", action="store_true", help="of the main rows' first seed, 1 to 5 MB each")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

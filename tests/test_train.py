@@ -123,7 +123,7 @@ def test_training_learns(digits, tmp_path, row):
 
 @pytest.mark.parametrize("together", [True, False])
 def test_weights_are_kept_of_the_first_seed(digits, tmp_path, monkeypatch, together):
-    monkeypatch.setattr(train, "stackable", lambda model: together)
+    monkeypatch.setattr(train, "share_a_step", lambda *_: together)
     found = fit(digits, tmp_path, seeds=(4, 2), keep_weights=True)
     assert [records.weights_path(r, tmp_path).exists() for r in found] == [True, False]
 
@@ -162,6 +162,7 @@ def spy(file, stack, *rest):
 train._save_checkpoint = spy
 p = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
 classification.BLOCK = 2
+train.share_a_step = lambda *_: True
 train.fit("ViT/0.5M-LKCA", data.load("digits"), p, (0, 1), results_root=root, checkpoint_every=0, progress=None)
 """
 
@@ -278,7 +279,8 @@ def test_the_cpu_trains_in_bf16_where_it_multiplies_it(digits, tmp_path, monkeyp
     assert record.precision == precision
 
 
-def test_a_time_budget_stops_at_a_checkpoint_and_the_next_call_goes_on(digits, tmp_path):
+def test_a_time_budget_stops_at_a_checkpoint_and_the_next_call_goes_on(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "share_a_step", lambda *_: True)
     whole = fit(digits, tmp_path / "whole", seeds=(0, 1))
     calls = 0
     while (found := fit(digits, tmp_path / "parts", seeds=(0, 1), time_budget=0)) is None:
@@ -323,6 +325,7 @@ def test_records_of_seeds_trained_together_are_written_all_or_none(digits, tmp_p
             raise OSError(28, "No space left on device")
         return write(record, root)
 
+    monkeypatch.setattr(train, "share_a_step", lambda *_: True)
     with monkeypatch.context() as m:
         m.setattr(records, "write", full)
         with pytest.raises(OSError, match="No space left"):
@@ -345,6 +348,32 @@ def test_a_full_disk_loses_nothing(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Stack, "train", never)
     assert fit(digits, tmp_path)[0].row == "ViT/0.5M-LKCA"
     assert len(list(Path(tmp_path, "runs").iterdir())) == 1
+
+
+def test_seeds_share_a_step_on_cuda_where_their_row_allows_it():
+    vit, crossvit = (zoo.build(row, image_size=32, num_classes=10) for row in ("ViT/0.5M", "CrossViT-T"))
+    assert train.share_a_step(vit, "cuda")
+    assert not train.share_a_step(vit, "cpu") and not train.share_a_step(crossvit, "cuda")
+
+
+def test_on_a_cpu_seeds_train_one_after_the_other_and_each_has_its_record_when_it_is_done(
+    digits, tmp_path, monkeypatch
+):
+    seen, take = [], train.Stack.train
+
+    def step(stack, *args):
+        seen.append(records.read(tmp_path)[0])
+        if len(seen) == 4:  # a block an epoch: in the second epoch of the second seed
+            raise KeyboardInterrupt
+        take(stack, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(train.Stack, "train", step)
+        with pytest.raises(KeyboardInterrupt):
+            fit(digits, tmp_path, seeds=(3, 1))
+    assert [[r.seed for r in done] for done in seen] == [[], [], [3], [3]]
+    found = [*records.read(tmp_path)[0], *fit(digits, tmp_path, seeds=(1,))]
+    assert [(r.seed, r.stacked) for r in found] == [(3, 1), (1, 1)]
 
 
 def test_seeds_that_cannot_share_a_step_train_one_after_the_other(tmp_path):
