@@ -30,11 +30,11 @@ from lkca import augment, classification, data, train, zoo
 from lkca.clock import forms, gathers, one_core, rate
 from lkca.protocols import PROTOCOLS
 from lkca.records import RESULTS
-from lkca.stack import PRECISIONS, Stack
+from lkca.stack import PRECISIONS, Stack, multiplying
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
 RECIPE = PROTOCOLS["released"]
-PARTS = ("rates", "parts", "augmentation", "forms", "gathers", "matmul_flops")  # of a machine's file
+PARTS = ("parts", "augmentation", "gathers", "matmul_flops", "forms", "rates")  # of a machine's file, the longest last
 
 
 @dataclass(frozen=True)
@@ -189,16 +189,12 @@ def parts(ds: data.Dataset, device: str, seconds: float) -> dict[str, float]:
     batch = [t[:, 0] for t in block(0)]
     images = s.batch_size
 
-    def losses() -> Tensor:
-        with stack._arithmetic():
-            return stack._losses(stack.params, stack.buffers, *batch)
-
     def forward(i: int) -> int:
-        losses()
+        stack.losses(batch)
         return images
 
     def backward(i: int) -> int:
-        losses().sum().backward()
+        stack.losses(batch).sum().backward()
         return images
 
     def optimise(i: int) -> int:
@@ -212,9 +208,11 @@ def parts(ds: data.Dataset, device: str, seconds: float) -> dict[str, float]:
         classification.evaluate(stack, ds)
         return ds.num_test
 
-    took = {
-        f.__name__: images / rate(f, device, seconds) for f in (augmentation, forward, backward, optimise, evaluation)
-    }
+    with multiplying(s.precision):
+        took = {
+            f.__name__: images / rate(f, device, seconds)
+            for f in (augmentation, forward, backward, optimise, evaluation)
+        }
     took["backward"] -= took["forward"]
     return took
 
@@ -319,20 +317,20 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS,
     """Measure on ``device`` and write ``results/speed/<device>.json``.
 
     Everything is measured, and replaces an earlier file; or ``only`` one of PARTS: the earlier file keeps the others,
-    and says under ``later`` with which commit and when this one was measured.
+    and says under ``later`` with which commit and when this one was measured; FileNotFoundError if there is none.
     """
     commit, clean = train.COMMIT, train.CLEAN
     ds = noise()
     home, name, kind = ds.to(device), train.device_in_words(device), train.fastest_precision(device)
     folder = Path(results_root) / "speed"
-    measurements = (
-        lambda: ladders(ds, home, device, seconds, workers),
-        lambda: parts(home, device, seconds),
-        lambda: augmentation_rates(home, device, seconds),
-        lambda: forms(device, min(seconds, 1)),
-        lambda: gathers(device, min(seconds, 1)),
-        lambda: matmul_flops(device, kind),
-    )
+    measurements = {
+        "parts": lambda: parts(home, device, seconds),
+        "augmentation": lambda: augmentation_rates(home, device, seconds),
+        "gathers": lambda: gathers(device, min(seconds, 1)),
+        "matmul_flops": lambda: matmul_flops(device, kind),
+        "forms": lambda: forms(device, min(seconds, 1)),
+        "rates": lambda: ladders(ds, home, device, seconds, workers),
+    }
     stamp = {
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "torchvision": torchvision.__version__, "lkca": lkca.__version__},
@@ -342,9 +340,8 @@ def run(device: str, seconds: float, workers: int, results_root: Path = RESULTS,
     found = {"device": name, "matmul_precision": kind, "workers": workers, **stamp}
     if only:
         found = json.loads(_file(found, folder).read_text(encoding="utf-8"))
-    for part, measured in zip(PARTS, measurements, strict=True):
-        if only in (None, part):
-            found[part] = measured()
+    for part in [only] if only else PARTS:
+        found[part] = measurements[part]()
     stamp["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     if only:
         found.setdefault("later", {})[only] = stamp
@@ -364,13 +361,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", action="store_true", help="instead the rows of Tables 4 and 5, on one core")
     args = parser.parse_args(arguments)
     try:
-        train.checked_device(args.device)
+        name = train.device_in_words(train.checked_device(args.device))
     except ValueError as error:
         parser.error(str(error))
+    if args.only and not _file({"device": name}, args.results_root / "speed").exists():
+        parser.error(f"{name} has not been measured yet: run it once without --only")
     if args.rows:
         print(run_rows(args.results_root))
-        return
-    print(run(args.device, args.seconds, args.workers, args.results_root, args.only))
+    else:
+        print(run(args.device, args.seconds, args.workers, args.results_root, args.only))
 
 
 if __name__ == "__main__":

@@ -111,10 +111,14 @@ class Stack:
         """The forward pass in bf16 if that is the precision."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
+    def losses(self, batch: list[Tensor]) -> Tensor:
+        """The loss of every seed, (S,), on a task's batch, (S, …): the forward half of a step."""
+        with self._forward():
+            return self._losses(self.params, self.buffers, *batch)
+
     def _step(self, batch: list[Tensor]) -> None:
         with multiplying(self.precision):
-            with self._forward():
-                losses = self._losses(self.params, self.buffers, *batch)
+            losses = self.losses(batch)
             self._optimizer.zero_grad(set_to_none=True)
             losses.sum().backward()
             self._optimizer.step()

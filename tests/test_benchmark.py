@@ -53,6 +53,21 @@ def test_stored_machines_are_whole_and_tables_say_what_they_hold():
         assert sum(s for s in machine["parts"].values()) > 0
 
 
+@pytest.mark.parametrize("part", ["parts", "augmentation", "matmul_flops"])
+def test_every_part_is_measured(tmp_path, ds, monkeypatch, part):
+    """The gathers below; the forms and the ladder, whose settings are measured above one by one, take too long."""
+    monkeypatch.setattr(benchmark, "ROW", "ViT/0.5M-LKCA")
+    monkeypatch.setattr(benchmark, "noise", lambda: ds)
+    monkeypatch.setattr(benchmark.train, "device_in_words", lambda device: "this machine")
+    file = tmp_path / "speed" / "this-machine.json"
+    file.parent.mkdir()
+    file.write_text('{"device": "this machine"}')
+    found = json.loads(benchmark.run("cpu", 0.0, 0, tmp_path, part).read_text())[part]
+    numbers = found if isinstance(found, dict) else {part: found}
+    assert all(value > 0 for name, value in numbers.items() if name != "backward")  # the difference of two times
+    assert part != "parts" or list(numbers) == ["augmentation", "forward", "backward", "optimise", "evaluation"]
+
+
 def test_one_part_is_measured_again_and_says_when(tmp_path, monkeypatch):
     """The rest of the machine's file stays as it was, and the page names both commits."""
     before = speed.read()[0] | {"device": "this machine"}
@@ -70,6 +85,12 @@ def test_one_part_is_measured_again_and_says_when(tmp_path, monkeypatch):
     assert {k: after[k] for k in kept} == {k: before[k] for k in kept}
     assert speed.provenance([after])["commit"][0] == f"{before['git_commit'][:7]}; 0123456, changed (gathers)"
     assert speed.gathers_table(after)["grid"].tolist() == ["8 × 8", "16 × 16", "32 × 32"]
+
+
+def test_a_part_alone_needs_the_rest(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--device", "cpu", "--only", "gathers", "--results-root", str(tmp_path)])
+    assert "has not been measured yet: run it once without --only" in capsys.readouterr().err
 
 
 def test_the_score_matrix_s_gradient_is_no_scatter():
