@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -177,9 +178,9 @@ def on_gpus(ledger: Sequence[Run], machines: Sequence[Mapping]) -> pd.DataFrame:
 def on_processors(ledger: Sequence[Run], machines: Sequence[Mapping], core: Mapping[str, float]) -> pd.DataFrame:
     """One seed of each table on a processor: `sketch` and `paper`, for segmentation "reduced", in core hours.
 
-    Hours of one core: seconds times threads. Rates are those of the first processor measured, and of one ``core``.
+    Hours of one core: seconds times threads. Rates are those of the processor measured last, and of one ``core``.
     """
-    machine = next((m for m in machines if threads(m["device"])), None)
+    machine = max((m for m in machines if threads(m["device"])), key=itemgetter("finished"), default=None)
     lines = []
 
     def alike(device: str) -> bool:

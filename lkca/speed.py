@@ -94,6 +94,7 @@ def provenance(machines: Sequence[dict]) -> pd.DataFrame:
         {
             "device": m["device"],
             "measured": m["finished"][:10],
+            "engine": m["versions"]["lkca"],
             "PyTorch": m["versions"]["torch"],
             "matrix product": f"{m['matmul_flops'] / 1e12:.2f} TFLOP/s, {m['matmul_precision']}",
             "commit": "; ".join([_commit(m), *(f"{_commit(at)} ({part})" for part, at in m.get("later", {}).items())]),

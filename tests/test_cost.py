@@ -55,6 +55,13 @@ def test_a_processor_has_short_runs_and_full_ones():
     assert all(hours[f"Table {t}", "paper"] > 10 * hours[f"Table {t}", "sketch"] for t in zoo.TABLES)
 
 
+def test_rates_are_those_of_the_processor_measured_last():
+    rates = [r | {"images_per_second": 10 * (r["images_per_second"] or 0)} for r in CPU["rates"]]
+    later = CPU | {"device": "Another, 2 threads", "rates": rates, "finished": "2099-01-01T00:00:00+00:00"}
+    one, both, turned = (cost.on_processors([], m, {}) for m in ([later], [CPU, later], [later, CPU]))
+    assert one.equals(both) and one.equals(turned) and not one.equals(cost.on_processors([], [CPU], {}))
+
+
 def test_threads_count():
     assert [cost.threads(d) for d in ("AMD EPYC, 2 threads", "NVIDIA H200")] == [2, None]
     twice = CPU | {"device": "another, 4 threads"}
