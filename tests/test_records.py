@@ -238,7 +238,7 @@ def test_a_job_skips_what_the_ledger_holds(record, tmp_path, monkeypatch):
     records.write(record, tmp_path)
     monkeypatch.setattr(data, "available", lambda name, root: True)
     monkeypatch.setattr(data, "load", lambda *a: pytest.fail("loaded"))
-    job = jobs.plan(2, protocol="sketch", rows=[record.row], seeds=[record.seed], results_root=tmp_path)
+    job = jobs.plan(2, protocol=record.protocol, rows=[record.row], seeds=[record.seed], results_root=tmp_path)
     assert "0 of 1 runs to train" in job.why
     assert jobs.run(job) == [record]
 
