@@ -161,7 +161,8 @@ class LKA(nn.Module):
 def mixers(dim: int, heads: int, grid: tuple[int, int]) -> dict[str, nn.Module]:
     """The token mixers to compare, each with its projections, (B, h*w, D) -> (B, h*w, D)."""
     return {
-        "self-attention": Attention(dim, heads),
+        "self-attention, fused": Attention(dim, heads, form="fused"),
+        "self-attention, products": Attention(dim, heads, form="products"),
         "LKCA, matrix": LKCA(dim, grid, form="matrix"),
         "LKCA, convolution": LKCA(dim, grid, form="conv"),
         "depthwise large kernel (RepLKNet)": LKCA(dim, grid, kernels=dim, form="conv"),

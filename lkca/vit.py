@@ -30,22 +30,25 @@ class Attention(nn.Module):
 
     The released models have no ``bias`` in the first one, MMSegmentation's have. (B, T, D) -> (B, T, D).
 
-    On CUDA it is PyTorch's fused kernel, which keeps the scores on the chip. On a CPU it is two products and a softmax:
-    they can be vectorised over seeds, and are the faster of the two for small grids, in bf16 by far.
+    Its ``form`` is "fused", PyTorch's kernel, which keeps no scores; "products", two and a softmax, which can be
+    vectorised over seeds, and on a CPU is the faster for small grids, in bf16 by far; or "auto", fused on CUDA and
+    products elsewhere. Raises ValueError on another form and on heads that do not divide ``dim``.
     """
 
-    def __init__(self, dim: int, heads: int, *, bias: bool = False):
+    def __init__(self, dim: int, heads: int, *, bias: bool = False, form: str = "auto"):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim={dim} does not divide into {heads} heads")
-        self.heads = heads
+        if form not in ("auto", "fused", "products"):
+            raise ValueError(f"form={form!r} is not one of 'auto', 'fused', 'products'")
+        self.heads, self.form = heads, form
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Mix the tokens of x, (B, T, D)."""
         q, k, v = rearrange(self.qkv(x_BTD), "b t (three h e) -> three b h t e", three=3, h=self.heads)
-        if x_BTD.is_cuda:
+        if self.form == "fused" or (self.form == "auto" and x_BTD.is_cuda):
             mixed = F.scaled_dot_product_attention(q, k, v)
         else:
             mixed = (q / q.shape[-1] ** 0.5 @ k.mT).softmax(-1) @ v

@@ -86,11 +86,17 @@ def test_agreement_is_within_each_precision():
 def test_measured_macs_of_the_mixers_are_the_closed_forms(n):
     d, tokens = 16, n * n
     macs = {k: complexity.measured(m, d, (n, n))["macs"] for k, m in complexity.mixers(d, 2, (n, n)).items()}
-    assert macs["self-attention"] == 4 * tokens * d * d + 2 * tokens**2 * d
+    assert macs["self-attention, fused"] == 4 * tokens * d * d + 2 * tokens**2 * d == macs["self-attention, products"]
     assert macs["LKCA, matrix"] == 2 * tokens * d * d + tokens**2 * d
     assert macs["LKCA, convolution"] == 2 * tokens * d * d + (2 * n - 1) ** 2 * tokens * d
     assert macs["depthwise large kernel (RepLKNet)"] == macs["LKCA, convolution"]
     assert macs["LKA (VAN)"] == 3 * tokens * d * d + (25 + 49) * tokens * d
+
+
+def test_only_attention_in_products_keeps_scores():
+    kept = {k: complexity.measured(m, 16, (16, 16))["bytes"] for k, m in complexity.mixers(16, 2, (16, 16)).items()}
+    scores = 2 * 4 * 16**4  # heads, bytes, pairs of tokens
+    assert kept["self-attention, products"] > scores > kept["self-attention, fused"]
 
 
 def test_mixers_keep_the_shape():

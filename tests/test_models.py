@@ -5,7 +5,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from lkca import ViT, complexity, zoo
@@ -127,27 +126,26 @@ def test_drop_path_is_the_row_s_unless_said():
     assert (rate(), rate(drop_path=0.0)) == (0.1, 0.0)
 
 
-def test_attention_on_a_cpu_is_scaled_dot_product_attention():
-    """Against PyTorch's own: in float64 to rounding, output and gradient; in bf16 at most twice as inexact."""
+def test_both_forms_of_attention_are_the_same():
+    """In float64 to rounding, output and gradient; in bf16 the products are at most twice as inexact."""
     torch.manual_seed(0)
-    layer, x, heads = Attention(120, 4).double(), 2 * torch.randn(8, 65, 120, dtype=torch.float64), 4
+    fused = Attention(120, 4, form="fused").double()
+    products, x = Attention(120, 4).double(), 2 * torch.randn(8, 65, 120, dtype=torch.float64)
+    products.load_state_dict(fused.state_dict())
 
-    def fused(x):
-        q, k, v = layer.qkv(x).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        return layer.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-    def run(forward, low):
+    def run(layer, low):
         layer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            out = forward(x.float() if low else x).double()
+            out = layer(x.float() if low else x).double()
         out.square().mean().backward()
         return torch.cat([out.flatten().detach(), *(p.grad.flatten() for p in layer.parameters())])
 
     exact = run(fused, False)
-    torch.testing.assert_close(run(layer, False), exact, rtol=1e-10, atol=1e-12)
-    layer.float()
-    ours, theirs = ((run(f, True) - exact).norm() / exact.norm() for f in (layer, fused))
+    torch.testing.assert_close(run(products, False), exact, rtol=1e-10, atol=1e-12)
+    ours, theirs = ((run(layer.float(), True) - exact).norm() / exact.norm() for layer in (products, fused))
     assert ours < 2 * theirs < 0.02
+    with pytest.raises(ValueError, match="form='flash' is not one of 'auto', 'fused', 'products'"):
+        Attention(120, 4, form="flash")
 
 
 def test_layers_have_the_stated_biases():
