@@ -5,7 +5,7 @@ Every sentence that holds a measured number is made here from the ledger, by the
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 
 from lkca import complexity, records, segmentation, segmentation_tables, tables, zoo
 from lkca.intervals import Difference, paired, shared
+from lkca.provenance import Number
 from lkca.records import Record, SegmentationRecord
 from lkca.tables import FULL, NAMES, NOT_RUN, SHORT, SHOWN, VERDICTS
 
@@ -109,19 +110,16 @@ def board(ledger: Sequence[Record]) -> pd.DataFrame:
 def gaps(ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA - ViT of every pair of Tables 1-3, as the paper prints it and as measured.
 
-    Columns ``dataset``, ``size``, ``paper`` (points), ``protocol`` (the fullest that ran in full, or ""), ``full``, and
-    one for each short protocol (each a `Difference` or None).
+    Columns ``dataset``, ``size``, ``printed`` (points), one for each protocol (a `Difference` or None) and ``full``,
+    that of the fullest of the full ones.
     """
     lines = []
     for t in PAIRED:
         paper = tables.published(t).top1
         for vit, lkca in sorted(tables.pairs(t), key=_parameters):
             found = {p: tables.difference(t, ledger, p, vit, lkca) for p in SHOWN}
-            line = {"dataset": NAMES[zoo.TABLES[t].dataset], "size": _size(vit)}
-            line["paper"] = paper[lkca] - paper[vit]
-            line["protocol"] = next((p for p in FULL if found[p]), "")
-            line["full"] = found.get(line["protocol"])
-            lines.append(line | {p: found[p] for p in SHORT})
+            line = {"dataset": NAMES[zoo.TABLES[t].dataset], "size": _size(vit), "printed": paper[lkca] - paper[vit]}
+            lines.append(line | found | {"full": next((found[p] for p in FULL if found[p]), None)})
     return pd.DataFrame(lines)
 
 
@@ -129,36 +127,44 @@ def _parameters(pair: tuple[str, str]) -> int:
     return complexity.count(pair[0], **complexity.PRINTED_SETTING).params
 
 
+def standing(ledger: Sequence[Record]) -> pd.DataFrame:
+    """Who is ahead in the pairs of Tables 1-3, and by how many points: a column a protocol (strings).
+
+    "the paper's" is what it prints for the same pairs; "beside the full run" how often a short one has the same row
+    ahead, or the other, or either of the two leaves it undecided.
+    """
+    frame, columns = gaps(ledger), {}
+    for protocol in SHOWN:
+        found = frame.dropna(subset=[protocol])
+        both = found.dropna(subset=["full"]) if protocol in SHORT else found[:0]
+        differences = list(found[protocol])
+        signs = [d.sign for d in differences]
+        products = [full.sign * d.sign for full, d in zip(both.full, both[protocol], strict=True)]
+        words = {1: "the same", -1: "the other way", 0: "undecided"}
+        points = Number(_span((d.mean for d in differences), "+.2f"), [r for d in differences for r in d.runs])
+        columns[protocol] = {
+            f"pairs run, of {len(frame)}": str(len(found)),
+            "LKCA ahead": str(signs.count(1)),
+            "ViT ahead": str(signs.count(-1)),
+            "undecided": str(signs.count(0)),
+            "LKCA − ViT": points or NOT_RUN,
+            "the paper's": _span(found.printed, "+.2f"),
+            "seeds a pair": _span((d.n for d in differences), "d"),
+            "beside the full run": ", ".join(f"{products.count(s)} {words[s]}" for s in words if s in products),
+        }
+    return pd.DataFrame(columns, dtype=object)
+
+
 def gap_sentence(ledger: Sequence[Record]) -> str:
-    """Who is ahead in the pairs of Tables 1-3, and by how much, in full runs and in short ones; which agree."""
-    frame = gaps(ledger)
-    protocols = " and ".join(p for p in FULL if p in set(frame.protocol))
-    sentences = {
-        key: _ahead(frame.dropna(subset=[key]), key, f"{kind} runs ({names})", len(frame))
-        for key, kind, names in (("full", "full", protocols), *((p, "short", p) for p in SHORT))
-        if frame[key].any()
-    }
-    without = [kind for kind, keys in (("full", ["full"]), ("short", SHORT)) if not sentences.keys() & set(keys)]
-    said = [
-        *sentences.values(),
-        *(f"None of the {len(frame)} pairs of Tables 1–3 has had a {k} run here." for k in without),
-    ]
-    agree = []
-    for p in SHORT:
-        both = frame.dropna(subset=["full", p])
-        products = [full.sign * short.sign for full, short in zip(both.full, both[p], strict=True)]
-        alike, against = (products.count(product) or "none" for product in (1, -1))  # 0 where one is undecided
-        words = f"{p} agrees with the full run in {alike} and contradicts it in {against} of {len(both)}"
-        agree += [words] if products else []
-    return " ".join([*said, *([f"Of the pairs with both, {', '.join(agree)}."] if agree else [])])
-
-
-def _ahead(found: pd.DataFrame, key: str, runs: str, pairs: int) -> str:
-    ahead, behind, undecided = ([d.sign for d in found[key]].count(sign) or "none" for sign in (1, -1, 0))
+    """Who is ahead in full runs of the pairs of Tables 1-3."""
+    signs = [d.sign if d else None for d in gaps(ledger).full]
+    full = len(signs) - signs.count(None)
+    if not full:
+        return f"None of the {len(signs)} pairs of Tables 1–3 has had a full run here."
+    ahead, behind, undecided = (signs.count(sign) or "none" for sign in (1, -1, 0))
     return (
-        f"In {runs} of {len(found)} of the {pairs} pairs ViT-LKCA is ahead of its ViT in {ahead}, behind in {behind}, "
-        f"undecided in {undecided}: {_range([d.mean for d in found[key]])} points, where the paper prints "
-        f"{_range(found.paper)} ({_seeds(*(d.n for d in found[key]))} a pair)."
+        f"{full} of the {len(signs)} pairs of Tables 1–3 {'have' if full > 1 else 'has'} had a full run here: ViT-LKCA "
+        f"is ahead of its ViT in {ahead}, behind in {behind}, undecided in {undecided}."
     )
 
 
@@ -227,8 +233,8 @@ def protocol_sentence(ledger: Sequence[Record]) -> str:
     frame, said = tables.from_print(ledger), []
     for protocol, found in frame.groupby("protocol", sort=False):
         parts = [
-            f"{_range(of.points)} at the {epoch} epoch ({(of.points.abs() <= of.half).sum()} of {len(of)} within the "
-            "error of one run)"
+            f"{_span(of.points, '+.2f')} at the {epoch} epoch "
+            f"({(of.points.abs() <= of.half).sum()} of {len(of)} within the error of one run)"
             for epoch, of in found.groupby("epoch", sort=False)
         ]
         said.append(f"under {protocol} {' and '.join(parts)}.")
@@ -238,14 +244,14 @@ def protocol_sentence(ledger: Sequence[Record]) -> str:
     return f"The main rows have {printed} printed numbers. Ours minus the print, in points: {' '.join(said)}"
 
 
-def _range(values: Sequence[float]) -> str:
-    low, high = f"{min(values):+.2f}", f"{max(values):+.2f}"
-    return low if low == high else f"from {low} to {high}"
+def _span(values: Iterable[float], form: str) -> str:
+    """The smallest and the largest, or the one value there is, or nothing."""
+    texts = [format(value, form) for value in sorted(values)]
+    return " to ".join(dict.fromkeys((*texts[:1], *texts[-1:])))
 
 
 def _seeds(*numbers: int) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low if low == high else f'{low} to {high}'} seed{'s' * (high > 1)}"
+    return f"{_span(numbers, 'd')} seed{'s' * (max(numbers) > 1)}"
 
 
 def _interval(d: Difference) -> str:

@@ -61,7 +61,7 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
     with style():
         figure = Figure(figsize=(6.2, 5.6), layout="constrained")
         ax = figure.subplots()
-        ax.plot(frame.paper, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
+        ax.plot(frame.printed, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
         for (key, (mark, label)), off in zip(marks.items(), np.linspace(-0.28, 0, len(marks)), strict=True):
             for y, d in frame[key].dropna().items():
                 _point(ax, d, y + off, mark, label)
@@ -77,7 +77,7 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         shown = pd.DataFrame(
             {
                 "pair": frame.dataset + " " + frame["size"],
-                "the paper's": frame.paper.map("{:+.2f}".format),
+                "the paper's": frame.printed.map("{:+.2f}".format),
             }
             | {label: frame[key].map(tables.interval) for key, (_, label) in marks.items()}
         )
