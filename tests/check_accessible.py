@@ -2,7 +2,8 @@
 
 `check_accessible.py DIR`, see `make accessible`. Opens every page in Chromium: the one that $CHROMIUM names, else one
 on the path, else Playwright's own. A page works if the browser reports no error, every request it makes is for a file,
-and every font is there. (The theme asks for its fonts twice; the first, `crossorigin`, fails from ``file://`` alone.)
+every font is there, and it scrolls sideways at none of WIDTHS. (The theme asks for its fonts twice; the first,
+`crossorigin`, fails from ``file://`` alone.)
 """
 
 import os
@@ -16,11 +17,16 @@ from playwright.sync_api import Page, sync_playwright
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 FONTS = "/webfonts/"
 ARGUMENTS = ["--disable-dev-shm-usage", *["--no-sandbox"] * (os.geteuid() == 0)]
+WIDTHS = (390, 768, 1024, 1280)  # pixels: a phone, a tablet upright and on its side, a laptop
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 RUN = """async () => (await axe.run(document, {resultTypes: ["violations"], preload: false})).violations
     .filter(v => ["serious", "critical"].includes(v.impact))
     .map(v => `${v.impact}, ${v.id}: ${v.nodes.length} × e.g. ${v.nodes[0].target.join(" ")}: `
               + v.nodes[0].failureSummary.replace(/\\s+/g, " "))"""
+
+SETTLED = """new Promise(requestAnimationFrame).then(() => Promise.allSettled(
+    document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity).map(a => a.finished)))
+    .then(() => null)"""
 
 
 def faults(page: Page, file: Path) -> list[str]:
@@ -39,12 +45,14 @@ def faults(page: Page, file: Path) -> list[str]:
     page.goto(file.resolve().as_uri(), wait_until="load")
     found += page.evaluate("document.fonts.ready.then(f => [...f].filter(f => f.status == 'error').map(f => f.family))")
     page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; })")
-    page.evaluate(
-        "Promise.allSettled(document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity)"
-        ".map(a => a.finished)).then(() => null)"
-    )
+    page.evaluate(SETTLED)
     page.evaluate(AXE)
     found += page.evaluate(RUN)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate(SETTLED)
+        if (needs := page.evaluate("document.documentElement.scrollWidth")) > width:
+            found.append(f"at {width} pixels it scrolls sideways, to {needs}")
     for event, listen in listeners.items():
         page.remove_listener(event, listen)
     return found
