@@ -258,34 +258,28 @@ def _interval(d: Difference) -> str:
     return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]"
 
 
-def steps_sentences(ledger: Sequence[Record], size: str) -> list[str]:
-    """The published difference of a size as the sum of its three steps, over the seeds that all four rows have.
+def steps(ledger: Sequence[Record], size: str) -> pd.DataFrame:
+    """The published difference of a size as the sum of its three steps: a column a data set (strings).
 
-    A sentence for each data set that has such seeds, under the fullest protocol of each, and another where a fuller one
-    has the whole difference alone; or one that there is none.
+    Over the seeds that all four rows have, under the fullest protocol with such seeds; a data set without any has no
+    column. Below stands the whole difference under the protocols that train longer.
     """
-    everything, *steps = zoo.contrasts(size)[:4]
-    rows, sentences = (steps[0].before, *(c.after for c in steps)), []
+    vit, *others = dict.fromkeys(row for c in zoo.contrasts(size)[1:4] for row in (c.before, c.after))
+    whole, columns = f"LKCA − ViT, {size}", {}
+    names = ("from reading the mean of the tokens", "from the mixer", "from width and depth")
     for dataset in dict.fromkeys((*NAMES, *(r.dataset for r in ledger))):
-        for protocol in SHOWN:
-            runs, seeds = shared(*(tables.of_cell(ledger, dataset, protocol, row) for row in rows))
-            if not seeds:
-                continue
-            whole, *parts = (paired(*ends, ledger) for ends in ((runs[0], runs[-1]), *pairwise(runs)))
-            reading, mixer, shape = map(_interval, parts)
-            sentences.append(
-                f"{everything.after} − {everything.before} on {NAMES.get(dataset, dataset)} is {_interval(whole)} "
-                f"points ({protocol}, {_seeds(len(seeds))}): {reading} from reading the mean of the tokens instead of "
-                f"a class token, {mixer} from the mixer, {shape} from width and depth."
-            )
-            longer = {
-                p: paired(*(tables.of_cell(ledger, dataset, p, row) for row in (rows[0], rows[-1])), ledger)
-                for p in SHOWN[: SHOWN.index(protocol)]
-            }
-            if said := [f"{_interval(d)} ({p}, {_seeds(d.n)})" for p, d in longer.items() if d]:
-                sentences[-1] += f" After more training it is {' and '.join(said)}, not taken apart yet."
-            break
-    return sentences or [f"The steps of the published comparison at {size} have not been run."]
+        cells = {p: [tables.of_cell(ledger, dataset, p, row) for row in (vit, *others)] for p in SHOWN}
+        protocol = next((p for p in SHOWN if shared(*cells[p])[1]), None)
+        if not protocol:
+            continue
+        runs = shared(*cells[protocol])[0]
+        ends = {whole: (runs[0], runs[-1])} | dict(zip(names, pairwise(runs), strict=True))
+        longer = reversed(SHOWN[: SHOWN.index(protocol)])
+        ends |= {f"{whole}, {p}": (cells[p][0], cells[p][-1]) for p in longer}
+        columns[f"{NAMES.get(dataset, dataset)}, {protocol}"] = {
+            name: tables.interval(paired(*pair, ledger)) for name, pair in ends.items()
+        }
+    return pd.DataFrame(columns or {"": dict.fromkeys((whole, *names), NOT_RUN)}, dtype=object).fillna("")
 
 
 def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tuple[str, Difference]]:

@@ -204,26 +204,27 @@ def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     top1 = {"ViT/0.5M": 16.0, "ViT/0.5M-mean": 13.0, "ViT/0.5M-LKCA-same": 13.5, "ViT/0.5M-LKCA": 14.25}
     ledger = [made(row, seed, value + seed, "sketch") for row, value in top1.items() for seed in (0, 1)]
     ledger += [made("ViT/0.5M", 2, 90.0, "sketch"), made("ViT/0.5M-LKCA", 2, 10.0, "sketch")]
-    (found,) = claims.steps_sentences(ledger, "0.5M")
-    plain = re.sub(r" \[[^]]+\]", "", found)
-    assert "is -1.75 points (sketch, 2 seeds): -3.00 from reading" in plain
-    assert "+0.50 from the mixer, +0.75 from width and depth." in plain
-    assert found.count("[") == 4 and "-3.00 [-" in found and "from the mixer" in found
+    whole = "LKCA − ViT, 0.5M"
+    names = [whole, "from reading the mean of the tokens", "from the mixer", "from width and depth"]
+    found = claims.steps(ledger, "0.5M")["CIFAR-100, sketch"]
+    assert [*found.index] == [*names, *(f"{whole}, {p}" for p in ("brief", "paper", "released"))]
+    assert [text.split(" [")[0] for text in found[names]] == ["-1.75", "-3.00", "+0.50", "+0.75"]
+    assert all(text.endswith("], n = 2") for text in found[names]) and set(found[4:]) == {"not run"}
+    assert {r.row for r in found["from the mixer"].runs} == {"ViT/0.5M-mean", "ViT/0.5M-LKCA-same"}
     old = [dataclasses.replace(r, versions=r.versions | {"lkca": "0.3.0"}) for r in ledger if r.row == "ViT/0.5M-mean"]
     mixed = [r for r in ledger if r.row != "ViT/0.5M-mean"] + old  # another engine drew its images: no seed is shared
-    assert "have not been run" in claims.steps_sentences(mixed, "0.5M")[0]
-    assert "have not been run" in claims.steps_sentences(ledger, "2.69M")[0]
-    whole = [made("ViT/0.5M", 0, 60.0, "paper"), made("ViT/0.5M-LKCA", 0, 65.0, "paper")]
-    (found,) = claims.steps_sentences(ledger + whole, "0.5M")
-    assert "(sketch, 2 seeds)" in found and "After more training it is +5.00 [" in found
-    assert found.endswith("(paper, 1 seed), not taken apart yet.")
-    brief = [made("ViT/0.5M", 0, 60.0, "brief"), made("ViT/0.5M-LKCA", 0, 61.0, "brief")]
-    (found,) = claims.steps_sentences(ledger + whole + brief, "0.5M")
-    assert found.count("After more training it is +5.00 [") == 1 and "(paper, 1 seed) and +1.00 [" in found
+    for none, size in ((mixed, "0.5M"), (ledger, "2.69M")):
+        assert [*claims.steps(none, size)] == [""] and set(claims.steps(none, size)[""]) == {"not run"}
+    full = [made("ViT/0.5M", 0, 60.0, "paper"), made("ViT/0.5M-LKCA", 0, 65.0, "paper")]
+    found = claims.steps(ledger + full, "0.5M")["CIFAR-100, sketch"]
+    assert found[f"{whole}, paper"].startswith("+5.00 [") and found[f"{whole}, brief"] == "not run"
     full = [made(row, 0, value, "paper", dataset) for row, value in top1.items() for dataset in ("cifar100", "cifar10")]
-    first, second = claims.steps_sentences(ledger + full, "0.5M")
-    assert "on CIFAR-10 " in first and "on CIFAR-100 is -1.75 [" in second
-    assert "(paper, 1 seed)" in second
+    frame = claims.steps(ledger + full, "0.5M")
+    assert [*frame] == ["CIFAR-10, paper", "CIFAR-100, paper"] and f"{whole}, brief" not in frame.index
+    (cifar10,) = [made(row, 1, 50.0, "brief", "cifar10") for row in ("ViT/0.5M",)]
+    ten = [dataclasses.replace(r, dataset="cifar10") for r in ledger]
+    mixed = claims.steps([*ledger, *full[::2], *ten, cifar10], "0.5M")
+    assert mixed.loc[f"{whole}, brief"].tolist() == ["not run", ""]  # on CIFAR-100 `brief` is the shorter
 
 
 def test_camvid_in_words():
