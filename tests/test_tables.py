@@ -194,7 +194,7 @@ def test_which_protocol_gives_the_print():
     assert several["ViT", "released", "last"] == pytest.approx(1.96 * 8**0.5 * 1.5**0.5)  # the seeds spread farther
     said = claims.protocol_sentence(ledger)
     assert "have 12 printed numbers" in said
-    assert "under released from -0.90 to -0.65 at the last epoch (2 of 2 within the error of one run) and " in said
+    assert "under released -0.90 to -0.65 at the last epoch (2 of 2 within the error of one run) and " in said
     assert "under paper -2.65 at the last epoch (0 of 1 within the error of one run) and -1.65 at the best" in said
     assert tables.reproduction(ledger).iloc[4, 3] == f"-0.65 ± {one:.2f}"
 
