@@ -1,6 +1,6 @@
-"""What the paper says and what was found: its claims with their verdicts, and the findings in sentences.
+"""What the paper says and what was found: its claims with their verdicts, and the findings.
 
-Every sentence that holds a measured number is made here from the ledger, by the rules of `lkca.tables` and
+Every sentence and small table of measured numbers is made here from the ledger, by the rules of `lkca.tables` and
 `lkca.intervals`, so that the front page and the pages of the tables and controls cannot say more than was measured.
 """
 
