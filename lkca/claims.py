@@ -210,10 +210,7 @@ def length_sentences(ledger: Sequence[Record]) -> list[str]:
     for t, (vit, lkca) in product(PAIRED, tables.pairs(1)):
         found = {p: d for p in SHOWN if (d := tables.difference(t, ledger, p, vit, lkca))}
         images = {p: len(d.runs[0].curve) * tables.images_an_epoch(d.runs[0]) for p, d in found.items()}
-        ends = (
-            f"{_interval(found[p])} after {images[p]:,} images ({p}, n = {found[p].n})"
-            for p in sorted(found, key=images.get)
-        )
+        ends = (f"{found[p]} after {images[p]:,} images ({p}, n = {found[p].n})" for p in sorted(found, key=images.get))
         if len(found) > 1:
             sentences.append(f"{_pair(zoo.TABLES[t].dataset, vit)}: {', '.join(ends)}.")
     return sentences or ["No pair has been trained at two lengths yet."]
@@ -252,10 +249,6 @@ def _span(values: Iterable[float], form: str) -> str:
 
 def _seeds(*numbers: int) -> str:
     return f"{_span(numbers, 'd')} seed{'s' * (max(numbers) > 1)}"
-
-
-def _interval(d: Difference) -> str:
-    return f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]"
 
 
 def steps(ledger: Sequence[Record], size: str) -> pd.DataFrame:
@@ -302,7 +295,7 @@ def contrast_sentences(ledger: Sequence[Record], dataset: str, size: str) -> dic
         effect = NOT_RUN
         if c.change in found:
             protocol, d = found[c.change]
-            effect = f"{words[d.sign]}, {_interval(d)} ({protocol}, n = {d.n})"
+            effect = f"{words[d.sign]}, {d} ({protocol}, n = {d.n})"
         sentences[c.change] = f"{c.tells[0].upper()}{c.tells[1:]}: {effect}."
     return sentences
 

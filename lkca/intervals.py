@@ -42,6 +42,10 @@ class Difference:
         """1 if the interval lies above 0, -1 if below, 0 if it contains 0."""
         return (self.low > 0) - (self.high < 0)
 
+    def __str__(self) -> str:
+        """The mean with its interval, as tables and sentences show it."""
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 @dataclass(frozen=True)
 class Spread:

@@ -172,7 +172,7 @@ def _accuracy(runs: list[Record]) -> str:
 
 def interval(d: Difference | None) -> str:
     """A difference with its interval, as text."""
-    return Number(f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n}", d.runs) if d else NOT_RUN
+    return Number(f"{d}, n = {d.n}", d.runs) if d else NOT_RUN
 
 
 def differences(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
