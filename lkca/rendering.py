@@ -15,6 +15,7 @@ from lkca.provenance import Number, link
 from lkca.tables import NOT_RUN
 
 INK = "#010203"  # replaced by the page's own text colour
+LONG = 60  # characters of a table's cell from which on it may wrap
 VIT, LKCA = "#D55E00", "#0072B2"  # Okabe and Ito's vermillion and blue
 
 
@@ -57,13 +58,36 @@ def typeset(text: str) -> str:
 def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
     """A frame of strings as an HTML table in the page's colours; "not run" is muted, ``notes`` stand below.
 
-    A `provenance.Number` links to its records.
+    A `provenance.Number` links to its records. Columns of words are aligned left, under their heads, and long ones may
+    wrap; columns of numbers are aligned right.
     """
-    cells = frame.rename(index=_escaped, columns=_escaped).map(_cell)
+    cells = frame.rename(index=_escaped, columns=_escaped).apply(_marked)
+    if cells.columns.nlevels == 1:
+        cells.columns = [_mark(_kind(frame.iloc[:, i]), label) for i, label in enumerate(cells.columns)]
     body = cells.to_html(classes="lkca-table", border=0, index=not isinstance(frame.index, pd.RangeIndex), escape=False)
-    body = body.replace(f"<td>{NOT_RUN}</td>", f'<td class="not-run">{NOT_RUN}</td>')
+    body = re.sub(r"<(t[dh])>\0(.+?)\0", r'<\1 class="\2">', body)
     below = "".join(f'<p class="lkca-note">{html.escape(note)}</p>' for note in notes)
     return HTML(f'<div class="lkca-scroll" tabindex="0">{body}</div>{below}')
+
+
+def _marked(column: pd.Series) -> pd.Series:
+    """A column's cells as HTML, after what `_mark` says."""
+    kind = _kind(column)
+    return column.map(lambda value: _mark(f"{kind} not-run".strip() if value == NOT_RUN else kind, _cell(value)))
+
+
+def _mark(classes: str, text: object) -> object:
+    """The text after the classes of the element it will stand in, which `DataFrame.to_html` cannot be told."""
+    return f"\0{classes}\0{text}" if classes else text
+
+
+def _kind(column: pd.Series) -> str:
+    """The classes of a column's cells: "text" if most have more letters than digits, and "long" if one may wrap."""
+    said = [str(value) for value in column if value and value != NOT_RUN]
+    wordy = [sum(map(str.isalpha, value)) > sum(map(str.isdigit, value)) for value in said]
+    if 2 * sum(wordy) <= len(said):
+        return ""
+    return "text long" if max(map(len, said)) > LONG else "text"
 
 
 def _escaped(label: object) -> object:

@@ -1,7 +1,9 @@
 """Tables and verdicts: the paper's columns are the paper's, a sketch never speaks for a claim, the rule's borders."""
 
 import dataclasses
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
 from lkca import claims, data, figures, listing, records, rendering, rivals, tables, variability, zoo
@@ -121,6 +123,14 @@ def test_what_is_wrong_stands_under_the_table():
     page = figures.comparison(2, [], ["x.json: seed should be int"]).data
     assert "Left out, because broken: x.json: seed should be int" in page
     assert zoo.ROWS["ViT/8M-LKCA"].deviation.split(".")[0] in page and 'class="not-run"' in page
+
+
+def test_columns_of_words_are_aligned_left_and_long_ones_wrap():
+    words = {"device": ["Xeon, 2 threads", tables.NOT_RUN], "why": ["so " * rendering.LONG, ""]}
+    page = ElementTree.fromstring(rendering.table_html(pd.DataFrame({"size": ["1.5 MB", tables.NOT_RUN]} | words)).data)
+    assert [cell.get("class") for cell in page.iter("th")] == [None, "text", "text long"]
+    lines = [[cell.get("class") for cell in line.iter("td")] for line in page.iter("tr")]
+    assert lines[1:] == [[None, "text", "text long"], ["not-run", "text not-run", "text long"]]
 
 
 def test_the_figure_says_what_it_shows_and_asks_no_network():
