@@ -204,18 +204,6 @@ def lead_sentences(ledger: Sequence[Record]) -> list[str]:
     return sentences or ["No pair has a full run yet."]
 
 
-def length_sentences(ledger: Sequence[Record]) -> list[str]:
-    """LKCA - ViT after shorter and longer training: of each pair of Tables 1-3 that has runs of both."""
-    sentences = []
-    for t, (vit, lkca) in product(PAIRED, tables.pairs(1)):
-        found = {p: d for p in SHOWN if (d := tables.difference(t, ledger, p, vit, lkca))}
-        images = {p: len(d.runs[0].curve) * tables.images_an_epoch(d.runs[0]) for p, d in found.items()}
-        ends = (f"{found[p]} after {images[p]:,} images ({p}, n = {found[p].n})" for p in sorted(found, key=images.get))
-        if len(found) > 1:
-            sentences.append(f"{_pair(zoo.TABLES[t].dataset, vit)}: {', '.join(ends)}.")
-    return sentences or ["No pair has been trained at two lengths yet."]
-
-
 def _pair(dataset: str, vit: str) -> str:
     """A ViT and the ViT-LKCA of its size on a data set, in words."""
     return f"{NAMES[dataset]} {_size(vit)}"
@@ -252,27 +240,27 @@ def _seeds(*numbers: int) -> str:
 
 
 def steps(ledger: Sequence[Record], size: str) -> pd.DataFrame:
-    """The published difference of a size as the sum of its three steps: a column a data set (strings).
+    """The published difference of a size and the three steps that it is the sum of: a line a data set and protocol.
 
-    Over the seeds that all four rows have, under the fullest protocol with such seeds; a data set without any has no
-    column. Below stands the whole difference under the protocols that train longer.
+    As strings, from the shortest protocol on, over the seeds that all four rows have; without such seeds the steps are
+    "not run" and the difference is over the seeds of its two rows. A data set that has no steps at all has no line.
     """
     vit, *others = dict.fromkeys(row for c in zoo.contrasts(size)[1:4] for row in (c.before, c.after))
-    whole, columns = f"LKCA − ViT, {size}", {}
-    names = ("from reading the mean of the tokens", "from the mixer", "from width and depth")
+    names, lines = (f"LKCA − ViT, {size}", "reading the mean", "the mixer", "width and depth"), {}
     for dataset in dict.fromkeys((*NAMES, *(r.dataset for r in ledger))):
-        cells = {p: [tables.of_cell(ledger, dataset, p, row) for row in (vit, *others)] for p in SHOWN}
-        protocol = next((p for p in SHOWN if shared(*cells[p])[1]), None)
-        if not protocol:
-            continue
-        runs = shared(*cells[protocol])[0]
-        ends = {whole: (runs[0], runs[-1])} | dict(zip(names, pairwise(runs), strict=True))
-        longer = reversed(SHOWN[: SHOWN.index(protocol)])
-        ends |= {f"{whole}, {p}": (cells[p][0], cells[p][-1]) for p in longer}
-        columns[f"{NAMES.get(dataset, dataset)}, {protocol}"] = {
-            name: tables.interval(paired(*pair, ledger)) for name, pair in ends.items()
-        }
-    return pd.DataFrame(columns or {"": dict.fromkeys((whole, *names), NOT_RUN)}, dtype=object).fillna("")
+        cells = {p: [tables.of_cell(ledger, dataset, p, row) for row in (vit, *others)] for p in reversed(SHOWN)}
+        apart = {p: shared(*runs) for p, runs in cells.items()}
+        for protocol, (runs, seeds) in apart.items() if any(seeds for _, seeds in apart.values()) else ():
+            ends = runs if seeds else cells[protocol]
+            whole = paired(ends[0], ends[-1], ledger)
+            if whole:
+                found = [whole, *(paired(*pair, ledger) for pair in pairwise(runs))]
+                texts = (Number(str(d), d.runs) if d else NOT_RUN for d in found)
+                lines[f"{NAMES.get(dataset, dataset)}, {protocol}"] = dict(zip(names, texts, strict=True)) | {
+                    "seeds": str(whole.n)
+                }
+    empty = {"": dict.fromkeys((*names, "seeds"), NOT_RUN)}
+    return pd.DataFrame.from_dict(lines or empty, orient="index", dtype=object)
 
 
 def contrasts(ledger: Sequence[Record], dataset: str, size: str) -> dict[str, tuple[str, Difference]]:

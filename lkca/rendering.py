@@ -15,6 +15,7 @@ from lkca.provenance import Number, link
 from lkca.tables import NOT_RUN
 
 INK = "#010203"  # replaced by the page's own text colour
+TOGETHER = re.compile(r"(?<=[±=]) | (?=[±=])|(?<=\d,) |(?<=\d) (?=seed)")  # spaces of a number at which no line may end
 LONG = 60  # characters of a table's cell from which on it may wrap
 VIT, LKCA = "#D55E00", "#0072B2"  # Okabe and Ito's vermillion and blue
 
@@ -58,8 +59,8 @@ def typeset(text: str) -> str:
 def table_html(frame: pd.DataFrame, notes: Sequence[str] = ()) -> HTML:
     """A frame of strings as an HTML table in the page's colours; "not run" is muted, ``notes`` stand below.
 
-    A `provenance.Number` links to its records. Columns of words are aligned left, under their heads, and long ones may
-    wrap; columns of numbers are aligned right.
+    A `provenance.Number` links to its records, and may wrap before its interval or count. Columns of words are aligned
+    left, under their heads, and long ones may wrap; columns of numbers are aligned right.
     """
     cells = frame.rename(index=_escaped, columns=_escaped).apply(_marked)
     if cells.columns.nlevels == 1:
@@ -96,7 +97,8 @@ def _escaped(label: object) -> object:
 
 def _cell(value: object) -> object:
     if isinstance(value, Number) and value.runs:
-        return f'<a href="{html.escape(link(value.runs))}">{html.escape(typeset(value))}</a>'
+        text = TOGETHER.sub("\N{NO-BREAK SPACE}", typeset(value))
+        return f'<a href="{html.escape(link(value.runs))}">{html.escape(text)}</a>'
     return _escaped(value)
 
 

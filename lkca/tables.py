@@ -255,9 +255,7 @@ def reproduction(ledger: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(
         {"data set": NAMES[zoo.TABLES[t].dataset], "row": row, "the paper's": f"{published(t).top1[row]:.2f}"}
         | {
-            f"{protocol}, {epoch} epoch − the paper's": found.get(
-                (zoo.TABLES[t].dataset, row, protocol, epoch), NOT_RUN
-            )
+            f"{protocol}, {epoch} epoch": found.get((zoo.TABLES[t].dataset, row, protocol, epoch), NOT_RUN)
             for protocol in FULL
             for epoch in ("last", "best")
         }

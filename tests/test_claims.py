@@ -189,41 +189,33 @@ def test_who_is_ahead_along_the_training():
     assert "CIFAR-100 2.69M, paper" in page and "CIFAR-100 2.69M, sketch" in page
 
 
-def test_the_lengths_stand_from_short_to_long():
-    short = pair((60.0, 60.5), (55.0, 55.5), "sketch")
-    assert claims.length_sentences(short) == ["No pair has been trained at two lengths yet."]
-    three = {"passes_per_epoch": 3}
-    full = [dataclasses.replace(r, protocol_fields=r.protocol_fields | three) for r in pair((60.0,), (65.0,), "paper")]
-    (sentence,) = claims.length_sentences(full + short)
-    first, second = sentence.removeprefix("CIFAR-100 2.69M: ").split("), ")
-    assert first.startswith("-5.00 [") and first.endswith("after 39,936 images (sketch, n = 2")
-    assert second.startswith("+5.00 [") and second.endswith("after 59,904 images (paper, n = 1).")
-
-
 def test_the_steps_add_up_over_the_seeds_that_all_rows_have():
     top1 = {"ViT/0.5M": 16.0, "ViT/0.5M-mean": 13.0, "ViT/0.5M-LKCA-same": 13.5, "ViT/0.5M-LKCA": 14.25}
     ledger = [made(row, seed, value + seed, "sketch") for row, value in top1.items() for seed in (0, 1)]
     ledger += [made("ViT/0.5M", 2, 90.0, "sketch"), made("ViT/0.5M-LKCA", 2, 10.0, "sketch")]
-    whole = "LKCA − ViT, 0.5M"
-    names = [whole, "from reading the mean of the tokens", "from the mixer", "from width and depth"]
-    found = claims.steps(ledger, "0.5M")["CIFAR-100, sketch"]
-    assert [*found.index] == [*names, *(f"{whole}, {p}" for p in ("brief", "paper", "released"))]
-    assert [text.split(" [")[0] for text in found[names]] == ["-1.75", "-3.00", "+0.50", "+0.75"]
-    assert all(text.endswith("], n = 2") for text in found[names]) and set(found[4:]) == {"not run"}
-    assert {r.row for r in found["from the mixer"].runs} == {"ViT/0.5M-mean", "ViT/0.5M-LKCA-same"}
+    names = ["LKCA − ViT, 0.5M", "reading the mean", "the mixer", "width and depth"]
+    frame = claims.steps(ledger, "0.5M")
+    assert [*frame] == [*names, "seeds"] and [*frame.index] == ["CIFAR-100, sketch"]
+    assert [text.split(" [")[0] for text in frame.iloc[0, :4]] == ["-1.75", "-3.00", "+0.50", "+0.75"]
+    assert frame.seeds.tolist() == ["2"]
+    assert {r.row for r in frame["the mixer"].iloc[0].runs} == {"ViT/0.5M-mean", "ViT/0.5M-LKCA-same"}
     old = [dataclasses.replace(r, versions=r.versions | {"lkca": "0.3.0"}) for r in ledger if r.row == "ViT/0.5M-mean"]
     mixed = [r for r in ledger if r.row != "ViT/0.5M-mean"] + old  # another engine drew its images: no seed is shared
     for none, size in ((mixed, "0.5M"), (ledger, "2.69M")):
-        assert [*claims.steps(none, size)] == [""] and set(claims.steps(none, size)[""]) == {"not run"}
-    full = [made("ViT/0.5M", 0, 60.0, "paper"), made("ViT/0.5M-LKCA", 0, 65.0, "paper")]
-    found = claims.steps(ledger + full, "0.5M")["CIFAR-100, sketch"]
-    assert found[f"{whole}, paper"].startswith("+5.00 [") and found[f"{whole}, brief"] == "not run"
-    full = [made(row, 0, value, "paper", dataset) for row, value in top1.items() for dataset in ("cifar100", "cifar10")]
-    frame = claims.steps(ledger + full, "0.5M")
-    assert [*frame] == ["CIFAR-10, paper", "CIFAR-100, paper"] and f"{whole}, brief" not in frame.index
-    ten = [dataclasses.replace(r, dataset="cifar10") for r in ledger]
-    mixed = claims.steps([*ledger, *full[::2], *ten], "0.5M")
-    assert mixed.loc[f"{whole}, brief"].tolist() == ["not run", ""]  # on CIFAR-100 it is shorter than `paper`
+        assert [*claims.steps(none, size).index] == [""] and set(claims.steps(none, size).loc[""]) == {"not run"}
+
+
+def test_the_steps_stand_from_short_to_long_and_without_their_rows_the_whole_alone():
+    top1 = {"ViT/0.5M": 16.0, "ViT/0.5M-mean": 13.0, "ViT/0.5M-LKCA-same": 13.5, "ViT/0.5M-LKCA": 14.25}
+    brief = [made(row, 0, value, "brief") for row, value in top1.items()]
+    pairs = [made(row, seed, top1[row] + 40, p) for row in ("ViT/0.5M", "ViT/0.5M-LKCA") for seed in (0, 1)
+             for p in ("released", "sketch")]  # fmt: skip
+    ten = [dataclasses.replace(r, dataset="cifar10") for r in pairs]  # never apart: not of this table
+    frame = claims.steps([*pairs, *brief, *ten], "0.5M")
+    assert [*frame.index] == ["CIFAR-100, sketch", "CIFAR-100, brief", "CIFAR-100, released"]
+    assert frame.seeds.tolist() == ["2", "1", "2"]
+    assert frame.iloc[0, 1:4].tolist() == frame.iloc[2, 1:4].tolist() == ["not run"] * 3
+    assert frame["LKCA − ViT, 0.5M"].iloc[2].startswith("-1.75 [")
 
 
 def test_camvid_in_words():

@@ -35,8 +35,8 @@ def test_every_number_of_a_table_leads_to_records_on_the_page():
     )
     links = re.findall(r'<td><a href="([^"]+)">', shown)
     assert links and all(set(anchors(link)) <= there for link in links)
-    numbers = re.findall(r"<td>(?:<a[^>]+>)?([^<]*± [^<]*|[^<]*n = \d+)<", shown)
-    assert len(numbers) == len(re.findall(r"<td><a[^>]+>(?:[^<]*± [^<]*|[^<]*n = \d+)<", shown)) > 5  # none without
+    numbers = re.findall(r"<td>(?:<a[^>]+>)?([^<]*±\s[^<]*|[^<]*n\s=\s\d+)<", shown)
+    assert len(numbers) == len(re.findall(r"<td><a[^>]+>(?:[^<]*±\s[^<]*|[^<]*n\s=\s\d+)<", shown)) > 5  # none without
 
 
 def test_a_number_leads_to_exactly_its_records():

@@ -1,6 +1,7 @@
 """Tables and verdicts: the paper's columns are the paper's, a sketch never speaks for a claim, the rule's borders."""
 
 import dataclasses
+import re
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -213,6 +214,14 @@ def test_protocols_are_compared_row_by_row():
     ledger = [made("ViT", 0, 60.0), made("ViT", 0, 55.0, protocol="paper")]
     found = tables.by_protocol(ledger, "cifar100", ["ViT", "ViT-LKCA"], "paper", "released")["released − paper"]
     assert found[0].startswith("+5.00 [") and found[0].endswith("n = 1") and found[1] == tables.NOT_RUN
+
+
+def test_a_number_wraps_before_its_interval_or_count_and_nowhere_else():
+    ledger = pair((65.0, 66.0), (60.0, 62.0))
+    frame = pd.DataFrame({"": [tables.differences(2, ledger)["ours, released"].iloc[0]]}, dtype=object)
+    frame.loc[1] = tables.compare(2, ledger).loc["ViT", ("ours, released", "last epoch")]
+    found = re.findall(r"<a [^>]+>([^<]+)</a>", rendering.table_html(frame).data)
+    assert [text.count(" ") for text in found] == [2, 1] and found[1].split(" ")[1] == "(2\N{NO-BREAK SPACE}seeds)"
 
 
 def test_negative_numbers_are_set_with_a_minus_sign():
