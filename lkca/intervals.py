@@ -10,8 +10,9 @@ what two chances add up to:
   Seeds whose records do not hold which images were right (those made before 0.2) are left out of this; if all are, it
   is the normal distribution with the binomial errors of two accuracies, as if each row had images of its own.
 - Other seeds. A few seeds cannot tell how far seeds lie apart, and a bootstrap of them is far too narrow. So that is
-  pooled over all rows that have several (`of_seeds`), divided by the root of the number of shared seeds, and has the t
-  distribution of as many degrees of freedom as it was measured with. It takes both rows' seeds for independent.
+  pooled over rows that have several (`of_seeds`): those with LKCA and those without apart, because under some protocols
+  the first lie much farther apart. It is divided by the root of the number of shared seeds, and has the t distribution
+  of as many degrees of freedom as it was measured with. It takes both rows' seeds for independent.
 
 More seeds do not shrink the interval below what the test set allows, nor more images below what the seeds allow.
 """
@@ -79,11 +80,17 @@ def pooled(runs: Sequence[Record]) -> Spread:
     return Spread(float(np.sqrt(squares / max(freedom, 1))), freedom, tuple(r for cell in cells for r in cell))
 
 
+def has_lkca(run: Record) -> bool:
+    """Whether a run's row has LKCA as its token mixer, by its name."""
+    return "LKCA" in run.row
+
+
 def of_seeds(ledger: Sequence[Record], run: Record) -> Spread:
     """The spread over seeds to expect of a run: that of the nearest cells which have `ENOUGH` degrees of freedom.
 
-    The nearest are those of its data set and protocol, then those of its protocol, then, of the protocols, the ones of
-    that whose seeds lie farthest apart. If none has enough, it is the spread with the most degrees of freedom.
+    The nearest are those of its data set and protocol whose rows, like its own, have LKCA or have not; then such rows'
+    of its protocol; then those of all rows of its protocol; then, of the protocols, the ones of that whose seeds lie
+    farthest apart. If none has enough, it is the spread with the most degrees of freedom.
     """
     found = []
     for spread in _from_near_to_far(ledger, run):
@@ -98,7 +105,9 @@ def _from_near_to_far(ledger: Sequence[Record], run: Record) -> Iterator[Spread]
     for r in ledger:
         protocols.setdefault(r.protocol_hash, []).append(r)
     own = protocols.pop(run.protocol_hash, [])
-    yield pooled([r for r in own if r.dataset == run.dataset])
+    alike = [r for r in own if has_lkca(r) == has_lkca(run)]
+    yield pooled([r for r in alike if r.dataset == run.dataset])
+    yield pooled(alike)
     yield pooled(own)
     others = [runs for runs in protocols.values() if runs[0].protocol != "smoke"]  # too short to tell of anything
     yield from sorted(map(pooled, others), key=lambda spread: -spread.deviation)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lkca.intervals import binomial_error, pooled, shared
+from lkca.intervals import Spread, binomial_error, has_lkca, pooled, shared
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import Number
 from lkca.records import Record
@@ -54,28 +54,35 @@ def selection(ledger: Sequence[Record]) -> pd.DataFrame:
 def spread(ledger: Sequence[Record]) -> pd.DataFrame:
     """How far seeds of one cell lie apart, beside what the test set alone would do, by data set and protocol (strings).
 
-    "over seeds" is the standard deviation on which every interval rests (`lkca.intervals.pooled`), in brackets its
-    degrees of freedom; "of the test set" the binomial standard error of one accuracy, the root of its mean square over
-    the same runs. "LKCA − ViT" is the deviation over seeds of that difference, pooled over the pairs of Tables 1-3 with
-    several; "by the rule" what the rule takes for it, the first times the root of two.
+    "ViT" and "LKCA" are the standard deviations over seeds on which every interval rests (`lkca.intervals.pooled`), of
+    rows without LKCA and with it, in brackets their degrees of freedom; "of the test set" the binomial standard error
+    of one accuracy, the root of its mean square over the same runs. "LKCA − ViT" is the deviation over seeds of that
+    difference, pooled over the pairs of Tables 1-3 with several; "by the rule" what follows for it from the first two.
     """
     lines = []
     for (dataset, protocol), found in _by_setting(ledger).items():
-        seeds = pooled(found)
-        if not seeds.freedom:
+        vit, lkca = (pooled([r for r in found if has_lkca(r) == has]) for has in (False, True))
+        runs = vit.runs + lkca.runs
+        if not runs:
             continue
-        test = np.mean([binomial_error(r.top1, r.num_test) ** 2 for r in seeds.runs]) ** 0.5
+        test = np.mean([binomial_error(r.top1, r.num_test) ** 2 for r in runs]) ** 0.5
+        rule = Number(f"{np.hypot(vit.deviation, lkca.deviation):.2f}", runs)
         lines.append(
             {
                 "data set": NAMES.get(dataset, dataset),
                 "protocol": protocol,
-                "over seeds": Number(f"{seeds.deviation:.2f} ({seeds.freedom})", seeds.runs),
-                "of the test set": Number(f"{test:.2f}", seeds.runs),
+                "ViT": _with_freedom(vit),
+                "LKCA": _with_freedom(lkca),
+                "of the test set": Number(f"{test:.2f}", runs),
                 "LKCA − ViT": _of_differences(found, dataset, protocol),
-                "by the rule": Number(f"{2**0.5 * seeds.deviation:.2f}", seeds.runs),
+                "by the rule": rule if vit.freedom and lkca.freedom else NOT_RUN,
             }
         )
     return pd.DataFrame(lines, dtype=object)
+
+
+def _with_freedom(spread: Spread) -> str:
+    return Number(f"{spread.deviation:.2f} ({spread.freedom})", spread.runs) if spread.freedom else NOT_RUN
 
 
 def _of_differences(found: Sequence[Record], dataset: str, protocol: str) -> str:
@@ -88,5 +95,5 @@ def _of_differences(found: Sequence[Record], dataset: str, protocol: str) -> str
         return NOT_RUN
     freedom = sum(len(cell) - 1 for cell in several)
     squares = sum(np.var([lkca.top1 - vit.top1 for vit, lkca in cell]) * len(cell) for cell in several)
-    runs = [r for cell in several for ends in cell for r in ends]
-    return Number(f"{(squares / freedom) ** 0.5:.2f} ({freedom})", runs)
+    runs = tuple(r for cell in several for ends in cell for r in ends)
+    return _with_freedom(Spread((squares / freedom) ** 0.5, freedom, runs))

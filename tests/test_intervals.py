@@ -113,10 +113,10 @@ def test_the_spread_is_pooled_over_cells_of_one_engine_and_precision():
 
 
 def test_the_spread_of_a_run_is_that_of_the_nearest_cells_with_enough_seeds():
-    """Of its own data set and protocol; then of its protocol; then of the protocol whose seeds lie farthest apart."""
+    """Of its own kind of row there; then of its protocol; then of the protocol whose seeds lie farthest apart."""
 
-    def under(protocol, dataset, apart, n):
-        return seeds_of("ViT", [50 + apart * (-1) ** s for s in range(n)],
+    def under(protocol, dataset, apart, n, row="ViT"):
+        return seeds_of(row, [50 + apart * (-1) ** s for s in range(n)],
                         protocol=protocol, protocol_hash=protocol, dataset=dataset)  # fmt: skip
 
     (run,) = under("paper", "cifar100", 0.0, 1)
@@ -130,6 +130,11 @@ def test_the_spread_of_a_run_is_that_of_the_nearest_cells_with_enough_seeds():
     assert deviation(smoke, sketch, brief, same, own) == pytest.approx(3.0 * n**0.5)
     pool = ((2 * 9.0 + 8 * 4.0) / 8) ** 0.5
     assert deviation(smoke, sketch, brief, same, own[:2]) == pytest.approx(pool)  # two seeds are not enough
+    others = [under("paper", d, 5.0, 6, "ViT-LKCA") for d in ("cifar100", "cifar10")]
+    assert deviation(smoke, own, *others) == pytest.approx(3.0 * n**0.5)
+    assert deviation(smoke, same, own[:2], *others) == pytest.approx(pool)
+    among = ((2 * 9.0 + 2 * 6 * 25.0) / 11) ** 0.5
+    assert deviation(smoke, sketch, own[:2], *others) == pytest.approx(among)
     assert deviation(smoke, sketch, brief) == pytest.approx(1.0 * n**0.5)
     assert deviation(smoke, sketch[:2], brief[:3]) == pytest.approx(intervals.pooled(brief[:3]).deviation)
     assert intervals.of_seeds(smoke, run).freedom == 0

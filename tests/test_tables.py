@@ -183,13 +183,13 @@ def test_selection_is_best_minus_last():
 def test_the_spread_of_seeds_stands_beside_what_the_rule_takes():
     ledger = [made("ViT", 0, 60.0), made("ViT", 1, 62.0), made("ViT-LKCA", 0, 60.0), made("ViT-LKCA", 1, 60.0)]
     (line,) = variability.spread([*ledger, made("ViT/1M", 0, 90.0)]).to_dict("records")
-    assert line["over seeds"] == "1.00 (2)" and len(line["over seeds"].runs) == 4  # the root of (2 + 0) / 2
+    assert (line["ViT"], line["LKCA"]) == ("1.41 (1)", "0.00 (1)") and {r.row for r in line["ViT"].runs} == {"ViT"}
     assert line["of the test set"] == f"{tables.binomial_error(60.5, 10_000):.2f}"
     assert (line["by the rule"], line["LKCA − ViT"]) == ("1.41", "1.41 (1)")  # 0 and -2
     other = [dataclasses.replace(r, precision="bf16") for r in ledger[1::2]]  # more differs than the seed
     assert variability.spread([*ledger[::2], *other]).empty and variability.spread(ledger[:1]).empty
     (line,) = variability.spread(ledger[:2]).to_dict("records")
-    assert line["LKCA − ViT"] == tables.NOT_RUN
+    assert line["LKCA"] == line["LKCA − ViT"] == line["by the rule"] == tables.NOT_RUN
 
 
 def test_which_protocol_gives_the_print():
