@@ -88,7 +88,7 @@ def _kind(column: pd.Series) -> str:
     wordy = [sum(map(str.isalpha, value)) > sum(map(str.isdigit, value)) for value in said]
     if 2 * sum(wordy) <= len(said):
         return ""
-    return "text long" if max(map(len, said)) > LONG else "text"
+    return "text long" if any(len(value) > LONG and " " in value for value in said) else "text"
 
 
 def _escaped(label: object) -> object:

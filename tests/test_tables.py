@@ -127,11 +127,15 @@ def test_what_is_wrong_stands_under_the_table():
 
 
 def test_columns_of_words_are_aligned_left_and_long_ones_wrap():
-    words = {"device": ["Xeon, 2 threads", tables.NOT_RUN], "why": ["so " * rendering.LONG, ""]}
+    words = {
+        "device": ["Xeon, 2 threads", tables.NOT_RUN],
+        "why": ["so " * rendering.LONG, ""],
+        "name": ["a" * 2 * rendering.LONG] * 2,
+    }
     page = ElementTree.fromstring(rendering.table_html(pd.DataFrame({"size": ["1.5 MB", tables.NOT_RUN]} | words)).data)
-    assert [cell.get("class") for cell in page.iter("th")] == [None, "text", "text long"]
+    assert [cell.get("class") for cell in page.iter("th")] == [None, "text", "text long", "text"]
     lines = [[cell.get("class") for cell in line.iter("td")] for line in page.iter("tr")]
-    assert lines[1:] == [[None, "text", "text long"], ["not-run", "text not-run", "text long"]]
+    assert lines[1:] == [[None, "text", "text long", "text"], ["not-run", "text not-run", "text long", "text"]]
 
 
 def test_the_figure_says_what_it_shows_and_asks_no_network():
