@@ -81,7 +81,7 @@ def pooled(runs: Sequence[Record]) -> Spread:
 
 
 def has_lkca(run: Record) -> bool:
-    """Whether a run's row has LKCA as its token mixer, by its name."""
+    """Whether a run's row is an LKCA, by its name; ``-both``, which has LKCA after self-attention, counts as a ViT."""
     return "LKCA" in run.row
 
 
