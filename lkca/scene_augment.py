@@ -172,7 +172,7 @@ def augment(p: Pictures, d: Draws, *, crop: int, num_classes: int, cat_max_ratio
     device = p.pixels.device
     corners = choose(p, d, crop=crop, num_classes=num_classes, cat_max_ratio=cat_max_ratio)
     at = torch.arange(crop, device=device)
-    fill = torch.tensor([round(255 * m) for m in MEAN], dtype=torch.uint8, device=device).view(3, 1, 1)
+    fill = upload(np.array([round(255 * m) for m in MEAN], np.uint8), device).view(3, 1, 1)
     images, labels = [], []
     for first in range(0, len(d.picture), CHUNK):
         part = slice(first, first + CHUNK)
@@ -206,6 +206,6 @@ def _saturate_and_turn(x_BCHW: Tensor, saturation: Tensor, hue: Tensor) -> Tenso
     sixth = torch.where(value == r, (g - b) / safe, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
     chroma = (chroma * saturation).minimum(value)
     sixth = sixth + hue / 60
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=x_BCHW.device).view(1, 3, 1, 1)  # of red, green, blue
+    offsets = upload(np.array([5, 3, 1], np.float32), x_BCHW.device).view(1, 3, 1, 1)  # of red, green, blue
     k = (offsets + sixth) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

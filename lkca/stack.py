@@ -80,7 +80,7 @@ class Stack:
         self.params, self.buffers = stack_module_state(models)
         self._model = copy.deepcopy(models[0]).to("meta")
         self._loss = loss
-        self._lr = torch.zeros((), dtype=dtype, device=device)
+        self._lr = torch.zeros((), device=device)  # float32 whatever the weights: on CUDA a fused step reads no other
         self._optimizer = torch.optim.AdamW(
             list(self.params.values()), lr=self._lr, betas=betas, weight_decay=weight_decay, fused=True
         )
@@ -145,6 +145,7 @@ class Stack:
             saved.pop("optimizer")
         self.load_state_dict(saved)
         self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.param_groups[0]["capturable"] = True  # torch captures no step without; a fused one is the same
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._step(self._batch)

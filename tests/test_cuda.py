@@ -12,6 +12,7 @@ from lkca.protocols import Protocol
 from lkca.stack import PRECISIONS, Stack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+RATE = 2**-10  # exact in float32, as the engine has it
 P = Protocol("tiny", "a test's", batch_size=16, crop_padding=1)
 STEPS = classification.BLOCK
 ROWS = ["ViT/0.5M", "ViT/0.5M-LKCA"]
@@ -36,7 +37,7 @@ def trained(digits, row, device, execution="eager", precision="fp32", seeds=(0, 
         kw = {"num_draws": stack.num_draws, "dtype": stack.dtype}
         parts = [order[i * rows : (i + 1) * rows] for order in orders]
         rngs = [train.stream(seed, "block", i * STEPS) for seed in seeds]
-        stack.train(classification.block(home, P, rngs, parts, **kw), [1e-3] * STEPS, range(STEPS))
+        stack.train(classification.block(home, P, rngs, parts, **kw), [RATE] * STEPS, range(STEPS))
     return stack
 
 

@@ -9,6 +9,7 @@ from lkca import classification, data, train, zoo
 from lkca.protocols import Protocol
 from lkca.stack import PRECISIONS, Stack, multiplying
 
+RATE = 2**-10  # exact in float32, as the engine has it
 P = Protocol("tiny", "a test's", batch_size=8, crop_padding=1)
 SIZES = {"image_size": 8, "num_classes": 10}
 
@@ -42,7 +43,7 @@ def blocks(digits, seeds, steps, stack, batch=P.batch_size):
 
 def take(stack, block):
     steps = block[0].shape[1]
-    stack.train(block, [1e-3] * steps, range(steps))
+    stack.train(block, [RATE] * steps, range(steps))
 
 
 def trained(digits, row, seeds, steps, precision="fp64"):
@@ -97,7 +98,7 @@ def test_the_step_is_the_recipe_written_plainly(digits, row):
     stack = trained(digits, row, (seed,), steps)
     (model,) = models(row, [seed])
     model = model.double().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=P.betas, weight_decay=P.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=P.betas, weight_decay=P.weight_decay)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in data.stats("digits"))
     for block in blocks(digits, [seed], steps, stack):
         for images, labels, boxes, other, share, weight, box, uniform in zip(*(t[0] for t in block), strict=True):
@@ -145,7 +146,7 @@ def test_a_row_that_cannot_be_stacked_trains_alone_as_a_plain_loop_does(digits):
         | {"params": {k: v[None] for k, v in model.named_parameters()}}
         | {"buffers": {k: v[None] for k, v in model.named_buffers()}}
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=P.betas, weight_decay=P.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=P.betas, weight_decay=P.weight_decay)
     one = classification.loss(digits, P, "cpu", torch.float64)
     for block in blocks(digits, [0], 12, stack):
         take(stack, block)
