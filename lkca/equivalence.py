@@ -198,7 +198,7 @@ def forms_figure(machine: dict) -> HTML:
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         ax = figure.subplots()
         for form in FORMS:
-            taken = [f for f in machine["forms"] if f["form"] == form]
+            taken = [f for f in machine["forms"] if f["form"] == form and f["ms"]]
             microseconds = [1000 * f["ms"] / f["images"] / f["n"] ** 2 for f in taken]
             ax.plot([f["n"] for f in taken], microseconds, "o-", color=COLOURS[form], lw=1.8, label=form)
         ax.set_xscale("log", base=2)
@@ -211,11 +211,11 @@ def forms_figure(machine: dict) -> HTML:
         ax.grid(alpha=0.15, color=rendering.INK)
         ax.legend(fontsize=9)
         frame = speed.forms_table(machine)
-        slower = frame["conv / fastest"].astype(int)
+        slower = [int(times) for times in frame["conv / fastest"] if times]
         won = {form: ", ".join(g.split()[0] for g in frame.grid[frame.fastest == form]) or "none" for form in FORMS}
         caption = (
             f"Forward and backward time of LKCA's forms for one token, 192 channels, float32, {machine['device']}. "
             f"Sides at which each is fastest: {'; '.join(f'{form} {sides}' for form, sides in won.items())}. The "
-            f"convolution takes {slower.min()} to {slower.max()} times as long as the fastest."
+            f"convolution takes {min(slower)} to {max(slower)} times as long as the fastest."
         )
         return rendering.show(figure, caption, frame)

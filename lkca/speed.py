@@ -141,14 +141,14 @@ def forms_table(machine: dict) -> pd.DataFrame:
     for n in sorted({f["n"] for f in machine["forms"]}):
         ms = {f["form"]: f["ms"] for f in machine["forms"] if f["n"] == n}
         images = next(f["images"] for f in machine["forms"] if f["n"] == n)
-        best = min(ms, key=ms.__getitem__)
+        best = min((form for form, t in ms.items() if t), key=ms.__getitem__)
         lines.append(
             {
                 "grid": f"{n} × {n}",
                 "images": str(images),
-                **{f"{form}, ms": f"{t:,.1f}" for form, t in ms.items()},
+                **{f"{form}, ms": f"{t:,.1f}" if t else "refused" for form, t in ms.items()},
                 "fastest": best,
-                "conv / fastest": f"{ms['conv'] / ms[best]:.0f}",
+                "conv / fastest": f"{ms['conv'] / ms[best]:.0f}" if ms["conv"] else "",
             }
         )
     return pd.DataFrame(lines)
@@ -169,15 +169,14 @@ def gathers_table(machine: dict) -> pd.DataFrame:
 
 
 def goals(machines: Sequence[dict]) -> pd.DataFrame:
-    """What the engine was meant to reach, on a CPU and on each of WANTED, and what was measured (strings)."""
-    lines = []
-    wanted = {name: next((m for m in machines if name in m["device"]), None) for name in WANTED}
-    for name, m in [(m["device"], m) for m in machines if "threads" in m["device"]] + list(wanted.items()):
+    """What the engine was meant to reach, on a CPU and on a GPU, and what was measured (strings)."""
+    lines, wanted = [], [name for name in WANTED if not any(name in m["device"] for m in machines)]
+    for name, m in [(m["device"], m) for m in machines] + [(name, None) for name in wanted]:
         rates = {(r["group"], r["setting"]["label"]): r["images_per_second"] or 0 for r in m["rates"]} if m else {}
         ladder = [speed for (group, _), speed in rates.items() if group == "ladder"] or [0, 0]
         conventional, augment_ = ladder[0] or 1, list(m["augmentation"].values()) if m else [1, 0]
         times = ladder[-1] / conventional
-        if m in wanted.values():
+        if "threads" not in name:
             stacked = max((speed for (group, _), speed in rates.items() if group == "seeds"), default=0)
             found = [
                 ("one seed, images/s", 40_000, rates.get(("ladder", "CUDA graph"), 0)),

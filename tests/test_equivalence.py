@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lkca import clock, complexity, equivalence, speed
+from lkca import clock, complexity, equivalence, operator, speed
 from lkca.operator import attention_matrix, lkca
 
 GRID = (3, 5)
@@ -119,16 +119,27 @@ def test_the_sliding_figure_holds_the_kernel_and_its_matrix():
 
 def test_forms_figure_names_the_fastest():
     times = {8: {"matrix": 1, "conv": 9, "fft": 3}, 32: {"matrix": 5, "conv": 90, "fft": 4}}
+    times[64] = {"matrix": 9, "conv": None, "fft": 4}
     found = [{"n": n, "images": 1, "form": form, "ms": ms} for n, forms in times.items() for form, ms in forms.items()]
     text = equivalence.forms_figure({"device": "a chip", "forms": found}).data
-    assert "matrix 8; conv none; fft 32" in text and "9 to 22 times as long" in text
-    assert speed.forms_table({"forms": found})["conv / fastest"].tolist() == ["9", "22"]
+    assert "matrix 8; conv none; fft 32, 64" in text and "9 to 22 times as long" in text
+    frame = speed.forms_table({"forms": found})
+    assert frame["conv / fastest"].tolist() == ["9", "22", ""] and frame["conv, ms"][2] == "refused"
 
 
 def test_a_machine_s_forms_are_measured(monkeypatch):
     monkeypatch.setattr(clock, "SIDES", (4,))
     found = clock.forms("cpu", 0.0)
     assert {f["form"] for f in found} == {"matrix", "conv", "fft"} and all(f["ms"] > 0 for f in found)
+
+
+def test_a_form_that_a_device_refuses_hides_no_other(monkeypatch):
+    def refused(*args):
+        raise RuntimeError("no engine for this kernel")
+
+    monkeypatch.setattr(clock, "SIDES", (4,))
+    monkeypatch.setitem(operator._FORMS, "conv", refused)
+    assert [f["form"] for f in clock.forms("cpu", 0.0) if f["ms"] is None] == ["conv"]
 
 
 def test_the_windows_figure_shows_the_matrix_of_the_kernel():
