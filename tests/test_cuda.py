@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import augment, classification, comparators, data, train, zoo
+from lkca import augment, classification, comparators, data, scenes, segment, segmentation, train, zoo
 from lkca.protocols import Protocol
 from lkca.stack import PRECISIONS, Stack
 
@@ -106,3 +106,10 @@ def test_a_comparator_trains_as_the_engine_chooses(row, tmp_path):
     found = train.fit(row, ds, p, (0, 1), device="cuda", results_root=tmp_path, progress=None)
     family = comparators.FAMILIES[zoo.row(row).family]
     assert {r.stacked for r in found} == ({2} if family.stackable else {1})
+
+
+@pytest.mark.parametrize("row", segmentation.TINY)
+def test_segmentation_trains_as_the_engine_chooses(row, tmp_path):
+    ds, p = scenes.load("digit-scenes"), segment.PROTOCOLS["smoke"]
+    (found,) = train.fit(row, ds, p, device="cuda", results_root=tmp_path, progress=None)
+    assert found.precision == "bf16" and all(math.isfinite(stage.train_loss) for stage in found.curve)
