@@ -212,10 +212,15 @@ def forms_figure(machine: dict) -> HTML:
         ax.legend(fontsize=9)
         frame = speed.forms_table(machine)
         slower = [int(times) for times in frame["conv / fastest"] if times]
+        convolution = (
+            f"takes {min(slower)} to {max(slower)} times as long as the fastest"
+            if slower
+            else "is refused at all sides"
+        )
         won = {form: ", ".join(g.split()[0] for g in frame.grid[frame.fastest == form]) or "none" for form in FORMS}
         caption = (
             f"Forward and backward time of LKCA's forms for one token, 192 channels, float32, {machine['device']}. "
             f"Sides at which each is fastest: {'; '.join(f'{form} {sides}' for form, sides in won.items())}. The "
-            f"convolution takes {min(slower)} to {max(slower)} times as long as the fastest."
+            f"convolution {convolution}."
         )
         return rendering.show(figure, caption, frame)

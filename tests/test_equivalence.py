@@ -125,6 +125,11 @@ def test_forms_figure_names_the_fastest():
     assert "matrix 8; conv none; fft 32, 64" in text and "9 to 22 times as long" in text
     frame = speed.forms_table({"forms": found})
     assert frame["conv / fastest"].tolist() == ["9", "22", ""] and frame["conv, ms"][2] == "refused"
+    never = [f if f["form"] != "conv" else f | {"ms": None} for f in found]
+    assert (
+        "The convolution is refused at all sides."
+        in equivalence.forms_figure({"device": "a chip", "forms": never}).data
+    )
 
 
 def test_a_machine_s_forms_are_measured(monkeypatch):
