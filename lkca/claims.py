@@ -171,42 +171,37 @@ def gap_sentence(ledger: Sequence[Record]) -> str:
 def lead(ledger: Sequence[Record]) -> pd.DataFrame:
     """LKCA - ViT along the training, of the pairs of Tables 1-3 that have full runs: a line an epoch.
 
-    Columns ``pair``, ``dataset``, ``protocol`` (a full one, or a short one of the same pair), ``epoch``, ``images``
-    (seen in training so far) and ``points`` (top-1, mean over the seeds that both rows have).
+    Columns ``dataset``, ``size``, ``protocol`` (a full one, or a short one of the same pair), ``epoch``, ``images``
+    (seen in training so far), ``points`` (top-1, mean over the seeds that both rows have) and ``runs``.
     """
     lines = []
-    for t, (vit, lkca) in product(PAIRED, tables.pairs(1)):
+    for t, (vit, lkca) in product(PAIRED, sorted(tables.pairs(1), key=_parameters)):
         dataset = zoo.TABLES[t].dataset
-        name = _pair(dataset, vit)
         runs = {p: shared(*(tables.of_cell(ledger, dataset, p, row) for row in (vit, lkca)))[0] for p in SHOWN}
         for protocol in SHOWN if any(runs[p][0] for p in FULL) else ():
             curves = [[[e.top1 for e in r.curve] for r in found] for found in runs[protocol]]
             points = np.subtract(*reversed(curves)).mean(0) if curves[0] else []
             for epoch, value in enumerate(points, 1):
                 images = epoch * tables.images_an_epoch(runs[protocol][0][0])
-                lines.append((name, NAMES[dataset], protocol, epoch, images, float(value)))
-    return pd.DataFrame(lines, columns=["pair", "dataset", "protocol", "epoch", "images", "points"])
+                cell = (NAMES[dataset], _size(vit), protocol)
+                lines.append((*cell, epoch, images, float(value), [r for found in runs[protocol] for r in found]))
+    return pd.DataFrame(lines, columns=["dataset", "size", "protocol", "epoch", "images", "points", "runs"])
 
 
-def lead_sentences(ledger: Sequence[Record]) -> list[str]:
-    """From which epoch on each pair's full run had the one ahead that is ahead at its end; or that there is none."""
-    sentences = []
-    for (pair, protocol), run in lead(ledger).groupby(["pair", "protocol"], sort=False):
-        if protocol not in FULL:
-            continue
-        ahead = np.sign(run.points.to_numpy())
-        first = int(np.flatnonzero(ahead != ahead[-1]).max(initial=-1)) + 1  # position of the first epoch of the lead
-        winner = {1: "ViT-LKCA", -1: "the ViT", 0: "neither"}[int(ahead[-1])]
-        sentences.append(
-            f"{pair} ({protocol}): {winner} is ahead from epoch {run.epoch.iloc[first]} of {len(run)} on, "
-            f"{run['images'].iloc[first]:,} images into the training."
-        )
-    return sentences or ["No pair has a full run yet."]
-
-
-def _pair(dataset: str, vit: str) -> str:
-    """A ViT and the ViT-LKCA of its size on a data set, in words."""
-    return f"{NAMES[dataset]} {_size(vit)}"
+def leads(ledger: Sequence[Record]) -> pd.DataFrame:
+    """From which epoch on a full run of a pair had the row ahead that is ahead at its end: a line a run (strings)."""
+    lines = {}
+    for (dataset, size, protocol), run in lead(ledger).groupby(["dataset", "size", "protocol"], sort=False):
+        if protocol in FULL:
+            ahead = np.sign(run.points.to_numpy())
+            first = int(np.flatnonzero(ahead != ahead[-1]).max(initial=-1)) + 1  # position of the first epoch of it
+            lines[f"{dataset} {size}, {protocol}"] = {
+                "ahead at the end": {1: "ViT-LKCA", -1: "ViT", 0: "neither"}[int(ahead[-1])],
+                "from epoch": Number(f"{run.epoch.iloc[first]} of {len(run)}", run.runs.iloc[0]),
+                "images seen by then": f"{run['images'].iloc[first]:,}",
+            }
+    empty = {"": dict.fromkeys(("ahead at the end", "from epoch", "images seen by then"), NOT_RUN)}
+    return pd.DataFrame.from_dict(lines or empty, orient="index", dtype=object)
 
 
 def _size(vit: str) -> str:
@@ -222,11 +217,11 @@ def protocol_sentence(ledger: Sequence[Record]) -> str:
             f"({(of.points.abs() <= of.half).sum()} of {len(of)} within the error of one run)"
             for epoch, of in found.groupby("epoch", sort=False)
         ]
-        said.append(f"under {protocol} {' and '.join(parts)}.")
+        said.append(f"under {protocol} {' and '.join(parts)}")
     if not said:
         return "Which protocol gives the printed numbers is open: no main row has a full run yet."
     printed = len(PAIRED) * len(zoo.MAIN_ROWS)
-    return f"The main rows have {printed} printed numbers. Ours minus the print, in points: {' '.join(said)}"
+    return f"The main rows have {printed} printed numbers. Ours minus the print, in points: {'; '.join(said)}."
 
 
 def _span(values: Iterable[float], form: str) -> str:

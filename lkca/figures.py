@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,10 @@ from lkca.records import Record
 from lkca.rendering import INK, LKCA, VIT, folded, show, style, table_html
 
 SHORT = dict(zip(tables.SHORT, (("^", "-."), ("o", "--")), strict=True))  # their marks and lines
+ALONG = {"released": {"color": "#009E73", "lw": 1.5}, "paper": {"color": "#CC79A7", "lw": 1.5}} | {  # the training
+    p: {"marker": mark, "ls": line, "ms": 3, "color": colour}
+    for (p, (mark, line)), colour in zip(SHORT.items(), ("#56B4E9", "#777777"), strict=True)
+}
 
 
 def claims_list(frame: pd.DataFrame) -> HTML:
@@ -89,31 +94,40 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
 
 
 def lead_figure(ledger: Sequence[Record]) -> HTML:
-    """LKCA - ViT along the training of every pair with full runs, and along its short runs; nothing without any."""
+    """LKCA - ViT along the training of every pair with full runs, and along its short runs; nothing without any.
+
+    A panel a pair, all over the same ranges: a column a data set, a row a size.
+    """
     frame = claims.lead(ledger)
     if frame.empty:
         return HTML("")
-    colours = dict(zip(dict.fromkeys(tables.NAMES.values()), ("#009E73", "#0072B2", "#56B4E9", "#CC79A7"), strict=True))
+    datasets, sizes = (sorted(set(frame[key]), key=[*claims.gaps([])[key]].index) for key in ("dataset", "size"))
     with style():
-        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
-        ax = figure.subplots()
-        for (pair, protocol), run in frame.groupby(["pair", "protocol"], sort=False):
-            mark, line = SHORT.get(protocol, ("", "-"))
-            look = {"ls": line, "marker": mark, "ms": 3} if mark else {"lw": 1.8}
-            ax.plot(run["images"], run.points, color=colours[run.dataset.iloc[0]], label=f"{pair}, {protocol}", **look)
-        ax.axhline(0, color=INK, lw=1)
-        ax.set_xscale("log")
-        ax.set_xlabel("training images seen")
-        ax.set_ylabel("LKCA − ViT, points of top-1")
-        ax.grid(axis="y", alpha=0.15, color=INK)
-        figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+        figure = Figure(figsize=(6.2, 1.5 * len(sizes) + 1.7), layout="constrained")
+        axes = figure.subplots(len(sizes), len(datasets), sharex=True, sharey=True, squeeze=False)
+        for ax, (size, dataset) in zip(axes.flat, product(sizes, datasets), strict=True):
+            runs = frame[(frame["size"] == size) & (frame.dataset == dataset)]
+            for protocol, run in runs.groupby("protocol", sort=False):
+                ax.plot(run["images"], run.points, label=protocol, **ALONG[protocol])
+            if runs.empty:
+                ax.text(0.5, 0.7, tables.NOT_RUN, transform=ax.transAxes, ha="center", fontsize=9, color="#777777")
+            ax.axhline(0, color=INK, lw=1)
+            ax.set_xscale("log")
+            ax.set_title(f"{dataset} {size}", loc="left", fontsize=9)
+            ax.grid(axis="y", alpha=0.15, color=INK)
+        for ax in axes[-1]:
+            ax.set_xlabel("training images seen", fontsize=9)
+        figure.supylabel("LKCA − ViT, points of top-1", fontsize=9)
+        known = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        names = [p for p in ALONG if p in known]
+        figure.legend([known[p] for p in names], names, fontsize=9, loc="outside lower center", ncols=len(names))
         caption = (
             "LKCA − ViT on the test set along the training, mean over the seeds that both have: full runs as lines, "
             "the short runs of the same pairs with points. Below zero the ViT is ahead. The learning rate of a short "
             "run has fallen to zero where a full one's still rises or is high, and a sketch sees a part of the data."
         )
         shown = frame.assign(images=frame["images"].map("{:,}".format), points=frame.points.map("{:+.2f}".format))
-        return show(figure, caption, shown.drop(columns="dataset").astype(str))
+        return show(figure, caption, shown.drop(columns="runs").astype(str))
 
 
 def contrasts_figure(ledger: Sequence[Record], dataset: str, size: str) -> HTML:
@@ -285,7 +299,8 @@ def _front(cost: dict[str, float], label: str, series: dict[str, dict], lkcas: s
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("")
     ax.set_xlabel(label)
-    for ax, (name, top1) in zip(figure.axes, series.items(), strict=True):  # now that the range is that of all
+    figure.draw_without_rendering()  # fixes every panel's range, by which names are near each other or not
+    for ax, (name, top1) in zip(figure.axes, series.items(), strict=True):
         shown = [row for row in top1 if row in lkcas or row.startswith("ViT")]
         _name(ax, {row: (cost[row], top1[row]) for row in top1}, [*shown, *fronts[name][::-1]])
     return figure, fronts

@@ -175,18 +175,30 @@ def test_who_is_ahead_along_the_training():
     lkca = dataclasses.replace(lkca, curve=[dataclasses.replace(lkca.curve[0], top1=58.0), lkca.curve[1]],
                                top1_best=65.0, best_epoch=2)  # fmt: skip
     short = pair((20.0, 20.5), (15.0, 14.5), "sketch")
-    assert claims.lead(short).empty and claims.lead_sentences(short) == ["No pair has a full run yet."]
+    assert claims.lead(short).empty and set(claims.leads(short).loc[""]) == {"not run"}
     assert figures.lead_figure(short).data == ""
     frame = claims.lead([vit, lkca, *short]).set_index(["protocol", "epoch"])
     assert frame.points.tolist() == [58.0 - 61.0, 5.0, -5.5, -5.5]
     assert frame["images"]["paper", 2] == 2 * 78 * 128  # of 10,000
-    assert claims.lead_sentences([vit, lkca]) == [
-        "CIFAR-100 2.69M (paper): ViT-LKCA is ahead from epoch 2 of 2 on, 19,968 images into the training."
-    ]
-    (ahead,) = claims.lead_sentences(pair((60.0,), (50.0,), "released"))
-    assert "(released): the ViT is ahead from epoch 1 of 2 on" in ahead
-    page = figures.lead_figure([vit, lkca, *short]).data
-    assert "CIFAR-100 2.69M, paper" in page and "CIFAR-100 2.69M, sketch" in page
+    found = claims.leads([vit, lkca, *short])
+    assert [*found.index] == ["CIFAR-100 2.69M, paper"]
+    assert found.iloc[0].tolist() == ["ViT-LKCA", "2 of 2", "19,968"]
+    assert {r.row for r in found["from epoch"].iloc[0].runs} == {"ViT", "ViT-LKCA"}
+    behind = claims.leads(pair((60.0,), (50.0,), "released"))
+    assert behind.loc["CIFAR-100 2.69M, released"].tolist() == ["ViT", "1 of 2", "29,952"]
+
+
+def test_who_is_ahead_along_the_training_has_a_panel_a_pair():
+    """Also where one data set's pair has not been run in full; each protocol has one look and one entry."""
+    vit, lkca = pair((60.0,), (65.0,), "paper")
+    ten = [dataclasses.replace(r, dataset="cifar10", row=f"ViT/8M{r.row[3:]}") for r in (vit, lkca)]
+    released = pair((60.0,), (65.0,), "released") + pair((20.0,), (15.0,), "sketch")
+    (page,) = re.findall(r"<svg.*?</svg>", figures.lead_figure([vit, lkca, *ten, *released]).data, re.DOTALL)
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", page)
+    panels = [text for text in drawn if text.startswith("CIFAR")]
+    assert panels == ["CIFAR-10 2.69M", "CIFAR-100 2.69M", "CIFAR-10 8M", "CIFAR-100 8M"]
+    assert drawn.count("not run") == 2
+    assert [text for text in drawn if text in tables.SHOWN] == ["released", "paper", "sketch"]
 
 
 def test_the_steps_add_up_over_the_seeds_that_all_rows_have():

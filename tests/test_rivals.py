@@ -118,3 +118,12 @@ def test_ours_stands_over_the_paper_s_range(label):
     figure, _ = figures._front(cost, label, {"the paper's": dict.fromkeys(cost, 70.0), "ours": two}, {"ViT-LKCA"})
     above, below = figure.axes
     assert above.get_xlim() == below.get_xlim() and below.get_xlim()[1] > 2.69
+
+
+def test_names_keep_apart_in_every_panel():
+    """Two panels of the same points have the same names, not all of them where many rows lie close together."""
+    cost = {row: 1 + i / 1000 for i, row in enumerate(zoo.TABLES[4].rows)}
+    top1 = {row: 90 + i / 1000 for i, row in enumerate(cost)} | {"LKCA-B": 70.0}
+    figure, _ = figures._front(cost, "parameters, M", {"the paper's": top1, "ours": top1}, {"LKCA-B"})
+    above, below = ([text.get_text() for text in ax.texts] for ax in figure.axes)
+    assert above == below and 2 <= len(below) < 5

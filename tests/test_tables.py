@@ -211,6 +211,7 @@ def test_which_protocol_gives_the_print():
     assert "have 12 printed numbers" in said
     assert "under released -0.90 to -0.65 at the last epoch (2 of 2 within the error of one run) and " in said
     assert "under paper -2.65 at the last epoch (0 of 1 within the error of one run) and -1.65 at the best" in said
+    assert "one run); under paper" in said and said.endswith("one run).")
     assert tables.reproduction(ledger).iloc[4, 3] == f"-0.65 ± {one:.2f}"
 
 
