@@ -13,7 +13,7 @@ torch's counter, and the counts kept in ``results/complexity.csv``: ``python -m 
 import csv
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -104,9 +104,30 @@ def _form(name: str) -> dict[str, str]:
     return {} if isinstance(zoo.row(name), Comparator) else {"form": "matrix"}  # of LKCA: the taps inside the map
 
 
+def _attention(q: Tensor, k: Tensor, *_: object, out_val: tuple[Tensor, ...], **__: object) -> int:
+    return 2 * k.shape[-2] * (q.numel() + out_val[0].numel())
+
+
+_attention._get_raw = True  # FlopCounterMode: give the tensors, not their shapes
+
+
+def counter_of_products(**also: Callable[..., int]) -> FlopCounterMode:
+    """torch's counter of the operations of products and convolutions, two for a multiply-accumulate.
+
+    torch 2.11's does not know attention on a CPU, and takes apart what it does not know by overload.
+
+    Args:
+        also: what other operations of `torch.ops.aten` count, by name, as FlopCounterMode takes it.
+    """
+    counts = {"_scaled_dot_product_flash_attention_for_cpu": _attention, **also}
+    known = {getattr(torch.ops.aten, name): count for name, count in counts.items()}
+    overloads = {getattr(op, name): count for op, count in known.items() for name in op.overloads()}
+    return FlopCounterMode(display=False, custom_mapping=known | overloads)
+
+
 def _products(model: nn.Module, image: Tensor) -> int:
     model.eval().requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
+    with counter_of_products() as counter:
         model(image)
     return counter.get_total_flops() // 2
 
@@ -186,7 +207,7 @@ def measured(layer: nn.Module, dim: int, grid: tuple[int, int], images: int = 8)
         return t
 
     x = torch.randn(images, grid[0] * grid[1], dim, requires_grad=True)
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with counter_of_products() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         out = layer(x)
     del out
     return {

@@ -14,16 +14,16 @@ import copy
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
-from lkca import zoo
+from lkca import complexity, zoo
 from lkca.decoders import FPN, MultiLevelNeck, UPerNet, resize
 from lkca.operator import LKCA
 from lkca.vit import Attention, Block
@@ -350,12 +350,12 @@ def _each(operations: int, *, of_input: bool = False):
 
 
 _AS_PRINTED = {
-    torch.ops.aten.native_batch_norm: _each(2),
-    torch.ops.aten.native_layer_norm: _each(5),
-    torch.ops.aten.upsample_bilinear2d: _each(4),
-    torch.ops.aten.upsample_nearest2d: _each(1),
-    torch.ops.aten._adaptive_avg_pool2d: _each(1, of_input=True),
-    torch.ops.aten.mean: _each(1, of_input=True),  # pooling to 1 x 1
+    "native_batch_norm": _each(2),
+    "native_layer_norm": _each(5),
+    "upsample_bilinear2d": _each(4),
+    "upsample_nearest2d": _each(1),
+    "_adaptive_avg_pool2d": _each(1, of_input=True),
+    "mean": _each(1, of_input=True),  # pooling to 1 x 1
 }
 
 
@@ -366,13 +366,13 @@ def count(name: str, *, crop: int, num_classes: int) -> Size:
         model = build(name, crop=crop, num_classes=num_classes).eval()
     layers = [module for module in model.modules() if isinstance(module, LKCA)]
 
-    def macs(form: str, mapping: dict) -> int:
+    def macs(form: str, **also: Callable[..., int]) -> int:
         for layer in layers:
             layer.form = form
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        with torch.no_grad(), complexity.counter_of_products(**also) as counter:
             model(torch.empty(1, 3, crop, crop, device="meta"))
         return counter.get_total_flops() // 2
 
     params = sum(p.numel() for p in model.parameters())
     auxiliary = sum(p.numel() for p in model.auxiliary.parameters()) if model.auxiliary else 0
-    return Size(params, params - auxiliary, macs("matrix", {}), macs("conv", _AS_PRINTED))
+    return Size(params, params - auxiliary, macs("matrix"), macs("conv", **_AS_PRINTED))
