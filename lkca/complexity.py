@@ -108,18 +108,17 @@ def _attention(q: Tensor, k: Tensor, *_: object, out_val: tuple[Tensor, ...], **
     return 2 * k.shape[-2] * (q.numel() + out_val[0].numel())
 
 
-_attention._get_raw = True  # FlopCounterMode: give the tensors, not their shapes
-
-
 def counter_of_products(**also: Callable[..., int]) -> FlopCounterMode:
     """torch's counter of the operations of products and convolutions, two for a multiply-accumulate.
 
     torch 2.11's does not know attention on a CPU, and takes apart what it does not know by overload.
 
     Args:
-        also: what other operations of `torch.ops.aten` count, by name, as FlopCounterMode takes it.
+        also: what other operations of `torch.ops.aten` count, by name, from the tensors they take and make (`out_val`).
     """
     counts = {"_scaled_dot_product_flash_attention_for_cpu": _attention, **also}
+    for count_tensors in counts.values():
+        count_tensors._get_raw = True  # FlopCounterMode: give the tensors, not their shapes
     known = {getattr(torch.ops.aten, name): count for name, count in counts.items()}
     overloads = {getattr(op, name): count for op, count in known.items() for name in op.overloads()}
     return FlopCounterMode(display=False, custom_mapping=known | overloads)

@@ -345,7 +345,6 @@ def _each(operations: int, *, of_input: bool = False):
         same = operations == 4 and out.shape == x.shape  # a resizing that changes nothing
         return 0 if same else 2 * operations * (x if of_input else out).numel()
 
-    count._get_raw = True  # FlopCounterMode: give the tensors, not their shapes
     return count
 
 
