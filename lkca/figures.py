@@ -247,22 +247,21 @@ def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
 
 def describe(table: int, ledger: Sequence[Record]) -> str:
     """The figure in words, from the same data: its caption and alternative text."""
-    paper = tables.published(table).top1
-    gains = [paper[b] - paper[a] for a, b in tables.pairs(table)]
+    name = tables.NAMES[zoo.TABLES[table].dataset]
+    pairs = claims.gaps(ledger).query("dataset == @name")
     full = sum(any(tables.select(table, ledger, p, r) for p in tables.FULL) for r in zoo.TABLES[table].rows)
     text = (
-        f"Top-1 accuracy on {tables.NAMES[zoo.TABLES[table].dataset]} against parameters. In the paper ViT-LKCA (blue) "
-        f"is above ViT (orange) at every size, by {min(gains):.2f} to {max(gains):.2f} points. "
+        f"Top-1 accuracy on {name} against parameters. In the paper ViT-LKCA (blue) is above ViT (orange) at every "
+        f"size, by {min(pairs.printed):.2f} to {max(pairs.printed):.2f} points. "
         f"Of the {len(zoo.TABLES[table].rows)} rows, {full or 'none'} {'has' if full == 1 else 'have'} been run here "
         "in full."
     )
     drawn = [r for p in tables.SHOWN for r in tables.select(table, ledger, p)]
     text += " Bars: the standard deviation over seeds, of one seed the binomial standard error." * bool(drawn)
     for protocol in tables.SHOWN:
+        run = pairs.dropna(subset=[protocol])
         found = [
-            f"{d.mean:+.2f} points at {a.partition('/')[2] or '2.69M'} (n = {d.n})"
-            for a, b in tables.pairs(table)
-            if (d := tables.difference(table, ledger, protocol, a, b))
+            f"{d.mean:+.2f} points at {size} (n = {d.n})" for size, d in zip(run["size"], run[protocol], strict=True)
         ]
         text += f" Under {protocol} LKCA − ViT is {', '.join(found)}." if found else ""
     return text

@@ -146,6 +146,11 @@ def test_the_figure_says_what_it_shows_and_asks_no_network():
     assert rendering.INK not in page and "currentColor" in page
 
 
+def test_the_figure_in_words_goes_by_size():
+    ledger = pair((60.0,), (65.0,)) + [made("ViT/0.5M", 0, 50.0), made("ViT/0.5M-LKCA", 0, 49.0)]
+    assert "LKCA − ViT is -1.00 points at 0.5M (n = 1), +5.00 points at 2.69M (n = 1)." in figures.describe(2, ledger)
+
+
 @pytest.mark.parametrize("size", ["0.5M", "2M", "2.69M"])
 def test_contrasts_change_what_they_say_and_their_steps_add_up(size):
     whole, *steps = zoo.contrasts(size)[:4]
