@@ -91,7 +91,7 @@ PROTOCOLS = {
         Protocol("paper", "What the paper's text says: 100 passes, a third of `released`."),
         Protocol(
             "brief",
-            "10 passes over all training images, a tenth of `paper`: from a quarter of an hour (CIFAR) to two hours "
+            "10 passes over all training images, a tenth of `paper`: from ten minutes (CIFAR) to two hours "
             "(Tiny-ImageNet) for a 0.5M row on one CPU core. Who is ahead after more training than `sketch` has, never "
             "a reproduction.",
             epochs=10,
