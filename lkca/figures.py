@@ -205,7 +205,6 @@ def _panel(ax: Axes, table: int, series: list[tuple[str, dict, dict]], title: st
     ax.set_xlabel("parameters")
     ax.set_title(title, loc="left", fontsize=11)
     ax.grid(axis="y", alpha=0.15, color=INK)
-    ax.legend(fontsize=9, loc="best")
 
 
 def _points(table: int, ledger: Sequence[Record], protocol: str) -> dict[str, tuple[float, float]]:
@@ -242,6 +241,9 @@ def accuracy_figure(table: int, ledger: Sequence[Record]) -> HTML:
             _panel(axes[1], table, series, "\n".join(f"{p}: {tables.length(p)}" for p in short))
             axes[1].set_xlim(axes[0].get_xlim())
             axes[1].set_ylabel("top-1, %")
+        known = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
+        known.sort(key=lambda entry: entry[1].startswith("ViT-LKCA"))  # a column of ViT, one of ViT-LKCA
+        figure.legend(*zip(*known, strict=True), fontsize=9, loc="outside lower center", ncols=2)
         return show(figure, describe(table, ledger))
 
 
