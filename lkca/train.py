@@ -349,7 +349,10 @@ def fastest_precision(device: str) -> str:
 
 
 def device_in_words(device: str) -> str:
-    """The GPU's name, or the CPU's and the number of threads."""
+    """The GPU's name, or the CPU's, the instructions PyTorch uses there ("AVX2", "AVX512", …) and the threads.
+
+    Virtual machines give processors that are several times as fast as each other one name.
+    """
     if device == "cuda":
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
@@ -359,7 +362,7 @@ def device_in_words(device: str) -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         name = models[0] if models else name
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
 def git_state() -> tuple[str, bool]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lkca import classification, data, records, train, zoo
+from lkca import classification, cost, data, records, train, zoo
 from lkca.protocols import PROTOCOLS, Protocol
 
 TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
@@ -308,6 +308,15 @@ def test_a_run_that_goes_on_elsewhere_names_both_and_in_another_precision_it_doe
         pass
     assert found[0].device == "one machine, then another" and found[0].versions["torch"].endswith(", then 99.0")
     assert found[0].versions["numpy"] == train.VERSIONS["numpy"]
+
+
+def test_processors_of_one_name_are_told_apart_by_their_instructions(monkeypatch):
+    names = []
+    for instructions in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda instructions=instructions: instructions)
+        names.append(train.device_in_words("cpu"))
+    assert names[1] == names[0].replace("AVX2", "AVX512") != names[0]
+    assert [cost.threads(name) for name in names] == [torch.get_num_threads()] * 2
 
 
 @pytest.mark.parametrize("seeds", [(0, 0), (-1,), (1.5,)])
