@@ -1,4 +1,4 @@
-"""How far a run can be trusted: what choosing its best epoch adds, what another seed and other test images would do.
+"""How far a run can be trusted: what its best epoch adds, what another seed, other test images and a precision do.
 
 Measured over the whole ledger, by data set and protocol, at the protocols' present settings.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lkca.intervals import Spread, binomial_error, has_lkca, pooled, shared
+from lkca.intervals import DRAWS, Difference, Spread, binomial_error, has_lkca, pooled, shared
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import Number
 from lkca.records import Record
@@ -76,6 +76,51 @@ def spread(ledger: Sequence[Record]) -> pd.DataFrame:
                 "of the test set": Number(f"{test:.2f}", runs),
                 "LKCA − ViT": _of_differences(found, dataset, protocol),
                 "by the rule": rule if vit.freedom and lkca.freedom else NOT_RUN,
+            }
+        )
+    return pd.DataFrame(lines, dtype=object)
+
+
+def precisions(ledger: Sequence[Record]) -> pd.DataFrame:
+    """What `fp32` adds to last-epoch top-1 in `bf16`, by protocol, for rows without LKCA and with it (strings).
+
+    The mean over the cells that have runs of both, made by one engine, each weighted by how well its runs tell; with
+    the 95 % interval that the spread over seeds of these cells leaves. The runs of a cell are not paired: other seeds,
+    on other machines.
+    """
+    cells: dict[tuple, dict[tuple, dict[str, list[Record]]]] = {}
+    for (dataset, protocol), found in _by_setting(ledger).items():
+        for r in found:
+            cell = cells.setdefault((protocol, has_lkca(r)), {}).setdefault((dataset, r.row, r.draws[1]), {})
+            cell.setdefault(r.precision, []).append(r)
+    lines = []
+    for (protocol, lkca), by_cell in sorted(cells.items()):
+        both = {name: (cell["fp32"], cell["bf16"]) for name, cell in by_cell.items() if {"fp32", "bf16"} <= set(cell)}
+        spread = pooled([r for cell in both.values() for runs in cell for r in runs])
+        if not spread.freedom:
+            continue
+        added = {name: float(np.mean([r.top1 for r in a]) - np.mean([r.top1 for r in b]))
+                 for name, (a, b) in both.items()}  # fmt: skip
+        weights = [1 / (1 / len(a) + 1 / len(b)) for a, b in both.values()]
+        error = spread.deviation / sum(weights) ** 0.5
+        mean = float(np.average(list(added.values()), weights=weights))
+        low, high = np.percentile(
+            mean + error * np.random.default_rng(0).standard_t(spread.freedom, DRAWS), (2.5, 97.5)
+        )
+        fp32, bf16 = (tuple(r for cell in both.values() for r in cell[i]) for i in (0, 1))
+        most = max(added, key=lambda name: abs(added[name]))
+        lines.append(
+            {
+                "protocol": protocol,
+                "rows": "LKCA" if lkca else "ViT",
+                "cells": str(len(both)),
+                "runs in fp32": str(len(fp32)),
+                "in bf16": str(len(bf16)),
+                "fp32 − bf16": Number(str(Difference(mean, float(low), float(high), len(both))), (*fp32, *bf16)),
+                "farthest apart": Number(
+                    f"{added[most]:+.2f}, {most[1]} on {NAMES.get(most[0], most[0])}",
+                    [r for a in both[most] for r in a],
+                ),
             }
         )
     return pd.DataFrame(lines, dtype=object)

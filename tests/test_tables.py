@@ -201,6 +201,24 @@ def test_the_spread_of_seeds_stands_beside_what_the_rule_takes():
     assert line["LKCA"] == line["LKCA − ViT"] == line["by the rule"] == tables.NOT_RUN
 
 
+def test_what_a_precision_adds_is_told_by_protocol_and_kind_of_row():
+    def runs(row, *top1s, start=0, precision="fp32"):
+        found = (made(row, seed, top1) for seed, top1 in enumerate(top1s, start))
+        return [dataclasses.replace(r, precision=precision) for r in found]
+
+    vit, lkca = runs("ViT", 60.0, 62.0, 63.0), runs("ViT-LKCA", 60.0, 62.0, 64.0)
+    bf16 = runs("ViT", 59.0, 61.0, 62.0, start=3, precision="bf16")
+    lower = runs("ViT-LKCA", 50.0, start=3, precision="bf16")
+    alone = made("ViT/1M", 0, 90.0)  # a cell of one precision tells nothing
+    first, second = variability.precisions([*vit, *lkca, *bf16, *lower, alone]).to_dict("records")
+    assert (first["rows"], first["cells"], first["runs in fp32"], first["in bf16"]) == ("ViT", "1", "3", "3")
+    assert first["fp32 − bf16"].startswith("+1.00 [-") and alone not in first["fp32 − bf16"].runs
+    assert (second["rows"], second["runs in fp32"], second["in bf16"]) == ("LKCA", "3", "1")
+    assert second["fp32 − bf16"].startswith("+12.00 [+")
+    assert second["farthest apart"] == "+12.00, ViT-LKCA on CIFAR-100"
+    assert variability.precisions([vit[0], bf16[1]]).empty  # without several seeds nothing says how far they lie apart
+
+
 def test_which_protocol_gives_the_print():
     assert tables.from_print([]).empty and "open: no main row" in claims.protocol_sentence([])
     assert (tables.reproduction([]).iloc[:, 3:] == tables.NOT_RUN).all(axis=None)
