@@ -1,0 +1,75 @@
+"""What bf16 rounds away: known answers, the way from weights to the kept file, and what the page says of it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lkca import data, records, rounding, train
+from lkca.protocols import PROTOCOLS
+from lkca.provenance import anchor
+
+SHORT = dataclasses.replace(PROTOCOLS["smoke"], train_images=64)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A pair of rows after four steps on digits, with their weights, and the folder they are in."""
+    root, digits = tmp_path_factory.mktemp("results"), data.load("digits")
+    how = {"results_root": root, "keep_weights": True, "progress": None}
+    pair = [train.fit(row, digits, SHORT, **how)[0] for row in ("ViT/0.5M", "ViT/0.5M-LKCA")]
+    return pair, digits, root
+
+
+def test_compare_knows_what_it_was_given():
+    g = torch.Generator().manual_seed(0)
+    exact = {"a.kernel": torch.randn(400, 50, generator=g).double(), "b": 3 + torch.zeros(400, 2).double()}
+    exact["b"][::2] += 1
+    one_way = rounding.compare(exact, {name: 1.01 * e for name, e in exact.items()})
+    assert one_way["all"]["step"] == pytest.approx(0.01) == one_way["all"]["mean"]
+    assert one_way["kernels"]["step"] == pytest.approx(0.01) and one_way["kernels"]["batch"] == pytest.approx(
+        1, abs=0.02
+    )
+    assert one_way["all"]["worst"] == pytest.approx(0.01 * (12.5 / 0.25 * 399 / 400) ** 0.5)  # b's: it hardly varies
+    signs = torch.where(torch.arange(400) % 2 == 0, 1.0, -1.0)[:, None]
+    cancels = rounding.compare({"b": exact["b"] - 3.5 + 10}, {"b": exact["b"] - 3.5 + 10 + 0.1 * signs})
+    assert cancels["all"]["step"] == pytest.approx(0.01, rel=0.01) and cancels["all"]["mean"] < 1e-12
+    assert cancels["kernels"] is None
+
+
+def test_bf16_rounds_more_than_fp32_and_less_than_a_batch_changes(trained, monkeypatch):
+    pair, digits, root = trained
+    monkeypatch.setattr(rounding, "BATCHES", 4)
+    for run in pair:
+        exact, fp32, bf16 = (rounding.gradients(run, digits, p, root) for p in ("fp64", "fp32", "bf16"))
+        assert all(len(slopes) == 4 for slopes in exact.values())
+        fine, rough = (rounding.compare(exact, rounded)["all"] for rounded in (fp32, bf16))
+        assert 0 < fine["step"] < 1e-5 < 1e-3 < rough["step"] < 0.1 < rough["batch"]
+
+
+def test_gradients_are_of_the_trained_weights_in_training(trained):
+    pair, digits, root = trained
+    for run in pair:
+        stack, weights = rounding._stack(run, digits, "fp64", root), records.read_weights(run, root)
+        assert stack._model.training and all(torch.equal(p[0], weights[n].double()) for n, p in stack.params.items())
+
+
+def test_the_command_keeps_what_it_measured(trained, monkeypatch, capsys):
+    pair, _, root = trained
+    monkeypatch.setattr(rounding, "BATCHES", 2)
+    monkeypatch.setattr(rounding, "kept_pairs", lambda root: [pair])
+    assert rounding.table(root).empty and rounding.sentence(root) == "Not measured."
+    rounding.main(["--results-root", str(root)])
+    kept = rounding.read(root)
+    assert [r["run"] for r in kept["runs"]] == [anchor(r) for r in pair] and kept["git_commit"] == train.COMMIT
+    first, second = rounding.table(root).to_dict("records")
+    assert (first["of the kernels"], second["row"]) == ("no kernel", "ViT/0.5M-LKCA")
+    assert second["of the kernels"].runs == (pair[1],)
+    assert float(first["top-1 in fp32"]) == pytest.approx(pair[0].top1, abs=0.6)  # weights are kept in half precision
+    assert "Over 2 batches of each of these 2 runs, bf16 rounds away at most " in rounding.sentence(root)
+
+
+def test_without_the_data_the_command_says_so(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        rounding.main(["--data-root", str(tmp_path)])
+    assert "name the folder of the data sets with --data-root" in capsys.readouterr().err
