@@ -1,8 +1,7 @@
 """What bf16 rounds away, of a step's gradient and of a test: ``python -m lkca.rounding`` measures and keeps it.
 
-Runs of the ledger are in fp32 or in bf16. Two runs of one seed, one in each, cannot tell what that does: what is
-rounded parts them within some steps, and they end about as far apart as two seeds. One step and one test can: the same
-trained weights, images and draws, in both precisions.
+Runs of the ledger are in fp32 or in bf16, and what parts them has in it what seeds do. One step and one test can be
+compared by themselves: the same trained weights, images and draws, in both precisions.
 """
 
 import argparse
