@@ -53,9 +53,9 @@ def compare(exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> dict[str, d
 
     As shares of the exact gradient's length, root mean squares over the batches: ``step``, of rounded - exact in one
     batch; ``batch``, of what parts the exact gradients of two batches, by which a step is uncertain anyway, divided by
-    the root of two; and ``mean``, of the mean of rounded - exact, as a share of the mean gradient's, which would be the
-    larger, the more rounding always goes one way. ``worst`` is the largest step / batch of a parameter. "kernels" is
-    None of a row that has none.
+    the root of two; and ``mean``, of the mean of rounded - exact, as a share of the mean gradient's: the larger, the
+    more is rounded alike in every batch, as the weights are. ``worst`` is the largest step / batch of a parameter.
+    "kernels" is None of a row that has none.
     """
 
     def squares(names: Sequence[str], of: Callable[[Tensor, Tensor], Tensor]) -> float:
@@ -104,8 +104,7 @@ def table(results_root: Path = RESULTS) -> pd.DataFrame:
                 "weights of": f"{NAMES.get(run.dataset, run.dataset)}, {run.protocol}",
                 "bf16 rounds away": Number(f"{100 * of['step']:.1f} %", [run]),
                 "of the kernels": kernels,
-                "of a mean of batches": Number(f"{100 * of['mean']:.1f} %", [run]),
-                "another batch changes": Number(f"{100 * of['batch']:.0f} %", [run]),
+                "of the batches' mean": Number(f"{100 * of['mean']:.1f} %", [run]),
                 "top-1 in fp32": Number(f"{found['top1']['fp32']:.2f}", [run]),
                 "in bf16": Number(f"{found['top1']['bf16']:.2f}", [run]),
             }
@@ -119,16 +118,15 @@ def sentence(results_root: Path = RESULTS) -> str:
     if not kept:
         return "Not measured."
     runs = kept["runs"]
-    step = max(100 * r["all"]["step"] for r in runs)
+    step, mean, worst = (max(100 * r["all"][of] for r in runs) for of in ("step", "mean", "worst"))
     batch = min(100 * r["all"]["batch"] for r in runs)
-    worst = max(100 * r["all"]["worst"] for r in runs)
     test = max(abs(r["top1"]["bf16"] - r["top1"]["fp32"]) for r in runs)
     return (
         f"Over {kept['batches']} batches of each of these {len(runs)} runs, bf16 rounds away at most {step:.1f} % of a "
-        f"step's gradient, where another batch changes at least {batch:.0f} %; in no single parameter is it more than "
-        f"{worst:.1f} % of what another batch does. A test in bf16 is at most {test:.2f} points from one in fp32. "
-        f"Measured on {kept['device']}, {kept['finished'][:10]}, PyTorch {kept['versions']['torch']}, at commit "
-        f"{kept['git_commit'][:7]}{'' if kept['git_clean'] else ', changed'}."
+        f"step's gradient, where another batch changes at least {batch:.0f} %; of a single parameter's, at most "
+        f"{worst:.1f} % of what another batch changes; of the batches' mean, at most {mean:.1f} %. A test in bf16 is "
+        f"at most {test:.2f} points from one in fp32. Measured on {kept['device']}, {kept['finished'][:10]}, PyTorch "
+        f"{kept['versions']['torch']}, at commit {kept['git_commit'][:7]}{'' if kept['git_clean'] else ', changed'}."
     )
 
 

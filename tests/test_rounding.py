@@ -73,3 +73,12 @@ def test_without_the_data_the_command_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
         rounding.main(["--data-root", str(tmp_path)])
     assert "name the folder of the data sets with --data-root" in capsys.readouterr().err
+
+
+def test_the_kept_measurement_is_of_kept_weights_and_says_what_the_page_says():
+    kept = rounding.read()
+    names = {anchor(r): r for r in records.read()[0]}
+    assert kept["git_clean"] and all(records.weights_path(names[r["run"]]).exists() for r in kept["runs"])
+    for run in kept["runs"]:
+        assert run["all"]["step"] < run["all"]["batch"] / 20 and run["all"]["mean"] < 0.1
+        assert abs(run["top1"]["fp32"] - run["top1"]["bf16"]) < 0.2
