@@ -92,11 +92,13 @@ def read(results_root: Path = RESULTS) -> dict | None:
 
 
 def table(results_root: Path = RESULTS) -> pd.DataFrame:
-    """What bf16 rounds away, a line a run whose weights are kept (strings)."""
+    """What bf16 rounds away, a line a run whose weights are kept and whose record is sound (strings)."""
     ledger = {anchor(r): r for r in records.read(results_root)[0]}
     lines = []
     for found in (read(results_root) or {"runs": []})["runs"]:
-        run, of = ledger[found["run"]], found["all"]
+        if not (run := ledger.get(found["run"])):
+            continue
+        of = found["all"]
         kernels = Number(f"{100 * found['kernels']['step']:.1f} %", [run]) if found["kernels"] else "no kernel"
         lines.append(
             {

@@ -67,6 +67,8 @@ def test_the_command_keeps_what_it_measured(trained, monkeypatch, capsys):
     assert second["of the kernels"].runs == (pair[1],)
     assert float(first["top-1 in fp32"]) == pytest.approx(pair[0].top1, abs=0.6)  # weights are kept in half precision
     assert "Over 2 batches of each of these 2 runs, bf16 rounds away at most " in rounding.sentence(root)
+    records.path_of(pair[0], root).write_text("{")  # a broken record hides no other
+    assert list(rounding.table(root)["row"]) == ["ViT/0.5M-LKCA"]
 
 
 def test_without_the_data_the_command_says_so(tmp_path, capsys):
