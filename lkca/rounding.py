@@ -139,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results-root", type=Path, default=RESULTS, help="folder of the ledger and the weights")
     args = parser.parse_args(arguments)
     runs = [run for pair in kept_pairs(args.results_root) for run in pair]
+    if not runs:
+        parser.error(f"no weights of a pair are kept in {args.results_root}: train one with keep_weights=True")
     if absent := sorted({r.dataset for r in runs if not data.available(r.dataset, args.data_root)}):
         parser.error(f"{', '.join(absent)} not in {args.data_root}: name the folder of the data sets with --data-root")
     found = []

@@ -71,10 +71,17 @@ def test_the_command_keeps_what_it_measured(trained, monkeypatch, capsys):
     assert list(rounding.table(root)["row"]) == ["ViT/0.5M-LKCA"]
 
 
-def test_without_the_data_the_command_says_so(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "without, says",
+    [
+        ("--data-root", "name the folder of the data sets with --data-root"),
+        ("--results-root", "no weights of a pair are kept in"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, capsys, without, says):
     with pytest.raises(SystemExit):
-        rounding.main(["--data-root", str(tmp_path)])
-    assert "name the folder of the data sets with --data-root" in capsys.readouterr().err
+        rounding.main([without, str(tmp_path)])
+    assert says in capsys.readouterr().err
 
 
 def test_the_kept_measurement_is_of_kept_weights_and_says_what_the_page_says():
