@@ -4,7 +4,6 @@ Each draws what `lkca.receptive_field` computes, and stands with its numbers (`l
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lkca import data, records, rendering, tables, zoo
+from lkca import data, rendering, tables, weights, zoo
 from lkca import receptive_field as rf
 from lkca.operator import LKCA
 from lkca.provenance import Number
@@ -30,47 +29,6 @@ GRID = (zoo.GRID, zoo.GRID)
 Models = Mapping[str, ViT]
 
 
-def with_weights(dataset: str, protocol: str, results_root: Path = RESULTS) -> list[Record]:
-    """The records of a data set and a protocol whose trained weights were kept, in the zoo's order of rows, by seed."""
-    ledger, _ = records.read(results_root)
-    rows = [row for row in zoo.ROWS if any(r.row == row for r in ledger)]
-    found = [r for row in rows for r in tables.of_cell(ledger, dataset, protocol, row)]
-    return [r for r in found if records.weights_path(r, results_root).exists()]
-
-
-def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) -> dict[str, Record]:
-    """The kept run of a ViT, of its LKCA, and of the 3 x 3 control where there is one: of the last seed they share.
-
-    Raises ValueError, naming the rows there are, if the weights of the first two were not both kept.
-    """
-    found = _of_one_seed(with_weights(dataset, protocol, results_root), vit)
-    if not found:
-        pairs = [a.row for a, b in kept_pairs(results_root) if (a.dataset, a.protocol) == (dataset, protocol)]
-        raise ValueError(
-            f"there are no weights of {vit!r} and its LKCA, trained on {dataset} under {protocol}; "
-            f"{'take one of ' * bool(pairs)}{', '.join(map(repr, pairs))}{', or ' * bool(pairs)}train them with "
-            "keep_weights=True"
-        )
-    return found
-
-
-def _of_one_seed(runs: Sequence[Record], vit: str) -> dict[str, Record]:
-    """Of these runs those of a ViT, its LKCA and its 3 x 3 control, of the last seed that the first two share."""
-    of = {row: {r.seed: r for r in runs if r.row == row} for row in (vit, f"{vit}-LKCA", f"{vit}-LKCA-3x3")}
-    shared = of[vit].keys() & of[f"{vit}-LKCA"].keys()
-    return {row: known[max(shared)] for row, known in of.items() if max(shared) in known} if shared else {}
-
-
-def kept_pairs(results_root: Path = RESULTS) -> list[tuple[Record, Record]]:
-    """The runs of every ViT and its LKCA that were trained on one data set under one protocol and kept."""
-    found = []
-    for dataset, protocol in product(tables.NAMES, tables.SHOWN):
-        runs = with_weights(dataset, protocol, results_root)
-        pairs = (_of_one_seed(runs, row) for row in dict.fromkeys(r.row for r in runs if f"{r.row}-LKCA" in zoo.ROWS))
-        found += [(*pair.values(),)[:2] for pair in pairs if pair]
-    return found
-
-
 def summary(vit: Record, lkca: Record, images: Tensor, results_root: Path = RESULTS) -> dict[str, float]:
     """The chapter in four numbers, for one pair.
 
@@ -78,7 +36,7 @@ def summary(vit: Record, lkca: Record, images: Tensor, results_root: Path = RESU
     against a flat one's; ``explained``: the share of the ViT's attention that a kernel explains (variance about
     uniform, mean over layers and heads).
     """
-    models = [model_of(record, trained=True, results_root=results_root) for record in (vit, lkca)]
+    models = [weights.model_of(record, trained=True, results_root=results_root) for record in (vit, lkca)]
     token, kernels = TOKENS["centre"], kernels_of(models[1])
     areas = [rf.curve(rf.shares(m, images, token), rf.centre(m, token), [0.5]).mean() for m in models]
     flat = rf.kernel_statistics(torch.ones_like(kernels[0]))["radius"]
@@ -90,7 +48,7 @@ def summary(vit: Record, lkca: Record, images: Tensor, results_root: Path = RESU
 def summaries(num_images: int, results_root: Path = RESULTS) -> pd.DataFrame:
     """`summary` of every kept pair on so many photographs, a line each (strings)."""
     lines = []
-    for vit, lkca in kept_pairs(results_root):
+    for vit, lkca in weights.pairs(results_root):
         found = summary(vit, lkca, images_for(vit, num_images), results_root)
         lines.append(
             {
@@ -102,15 +60,6 @@ def summaries(num_images: int, results_root: Path = RESULTS) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
-
-
-def model_of(record: Record, *, trained: bool, results_root: Path = RESULTS) -> ViT:
-    """The model of a run, in evaluation mode: with its trained weights, or freshly initialised."""
-    torch.manual_seed(record.seed)
-    model = zoo.build(record.row, image_size=record.image_size, num_classes=record.num_classes)
-    if trained:
-        model.load_state_dict(records.read_weights(record, results_root))
-    return model.eval()
 
 
 def images_for(record: Record, n: int, source: str = "photographs", data_root: Path = data.ROOT) -> Tensor:

@@ -14,10 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lkca import classification, data, records, train
+from lkca import classification, data, records, train, weights
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import Number, anchor
-from lkca.receptive_field_figures import kept_pairs, model_of
 from lkca.records import RESULTS, Record
 from lkca.stack import PRECISIONS, Stack
 from lkca.tables import NAMES
@@ -27,7 +26,7 @@ FILE = "rounding.json"
 
 
 def _stack(run: Record, ds: data.Dataset, precision: str, results_root: Path) -> Stack:
-    p, model = PROTOCOLS[run.protocol], model_of(run, trained=True, results_root=results_root).train()
+    p, model = PROTOCOLS[run.protocol], weights.model_of(run, trained=True, results_root=results_root).train()
     loss = classification.loss(ds, p, "cpu", PRECISIONS[precision])
     how = {"device": "cpu", "precision": precision, "execution": "eager"}
     return Stack([model], loss, betas=p.betas, weight_decay=p.weight_decay, **how)
@@ -91,13 +90,17 @@ def read(results_root: Path = RESULTS) -> dict | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def table(results_root: Path = RESULTS) -> pd.DataFrame:
-    """What bf16 rounds away, a line a run whose weights are kept and whose record is sound (strings)."""
+def _by_run(results_root: Path) -> list[tuple[Record, dict]]:
+    """What `main` has kept of the runs whose records are sound."""
     ledger = {anchor(r): r for r in records.read(results_root)[0]}
+    found = (read(results_root) or {"runs": []})["runs"]
+    return [(ledger[of["run"]], of) for of in found if of["run"] in ledger]
+
+
+def table(results_root: Path = RESULTS) -> pd.DataFrame:
+    """What bf16 rounds away, a line a run whose weights were measured and whose record is sound (strings)."""
     lines = []
-    for found in (read(results_root) or {"runs": []})["runs"]:
-        if not (run := ledger.get(found["run"])):
-            continue
+    for run, found in _by_run(results_root):
         of = found["all"]
         kernels = Number(f"{100 * found['kernels']['step']:.1f} %", [run]) if found["kernels"] else "no kernel"
         lines.append(
@@ -115,20 +118,22 @@ def table(results_root: Path = RESULTS) -> pd.DataFrame:
 
 
 def sentence(results_root: Path = RESULTS) -> str:
-    """The table in a sentence, with where and at which commit it was measured."""
-    kept = read(results_root)
-    if not kept:
+    """The table in a sentence, with where and at which commit it was measured, and how many runs it lacks."""
+    kept, by_run = read(results_root), _by_run(results_root)
+    if not kept or not by_run:
         return "Not measured."
-    runs = kept["runs"]
+    measured, runs = zip(*by_run, strict=True)
+    lacking = {anchor(run) for pair in weights.pairs(results_root) for run in pair} - set(map(anchor, measured))
     step, mean, worst = (max(100 * r["all"][of] for r in runs) for of in ("step", "mean", "worst"))
     batch = min(100 * r["all"]["batch"] for r in runs)
     test = max(abs(r["top1"]["bf16"] - r["top1"]["fp32"]) for r in runs)
     return (
-        f"Over {kept['batches']} batches of each of these {len(runs)} runs, bf16 rounds away at most {step:.1f} % of a "
+        f"Over {kept['batches']} batches of each of these runs, bf16 rounds away at most {step:.1f} % of a "
         f"step's gradient, where another batch changes at least {batch:.0f} %; of a single parameter's, at most "
         f"{worst:.1f} % of what another batch changes; of the batches' mean, at most {mean:.1f} %. A test in bf16 is "
         f"at most {test:.2f} points from one in fp32. Measured on {kept['device']}, {kept['finished'][:10]}, PyTorch "
         f"{kept['versions']['torch']}, at commit {kept['git_commit'][:7]}{'' if kept['git_clean'] else ', changed'}."
+        f"{f' Runs whose weights were kept since then, not measured: {len(lacking)}.' if lacking else ''}"
     )
 
 
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, default=data.ROOT, help="folder of the data sets")
     parser.add_argument("--results-root", type=Path, default=RESULTS, help="folder of the ledger and the weights")
     args = parser.parse_args(arguments)
-    runs = [run for pair in kept_pairs(args.results_root) for run in pair]
+    runs = [run for pair in weights.pairs(args.results_root) for run in pair]
     if not runs:
         parser.error(f"no weights of a pair are kept in {args.results_root}: train one with keep_weights=True")
     if absent := sorted({r.dataset for r in runs if not data.available(r.dataset, args.data_root)}):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_tables import made, pair
 
-from lkca import claims, complexity, equivalence, figures, records, tables, zoo
+from lkca import claims, complexity, equivalence, figures, records, tables, weights, zoo
 from lkca import receptive_field as rf
 from lkca import receptive_field_figures as rff
 
@@ -65,7 +65,7 @@ def test_what_is_said_of_sizes_is_counted():
     assert [round(r - 1e-9, 2) for r in ratio] == [0.98, 1.06, 0.95]
 
 
-@pytest.mark.parametrize("vit, lkca", rff.kept_pairs(), ids=lambda r: f"{r.row}-{r.dataset}-{r.protocol}")
+@pytest.mark.parametrize("vit, lkca", weights.pairs(), ids=lambda r: f"{r.row}-{r.dataset}-{r.protocol}")
 def test_what_is_said_of_receptive_fields_is_measured(vit, lkca):
     """Half of a token's gradient: half to five quarters of a ViT's area; how local kernels are; how much it is one."""
     found = rff.summary(vit, lkca, rff.images_for(vit, 32))
@@ -76,10 +76,10 @@ def test_what_is_said_of_receptive_fields_is_measured(vit, lkca):
 
 
 def test_a_full_kernel_reaches_farther_than_a_small_one():
-    kept = rff.kept("ViT/0.5M", "cifar100", "sketch")
+    kept = weights.kept("ViT/0.5M", "cifar100", "sketch")
     images, reach = rff.images_for(kept["ViT/0.5M"], 16), {}
     for row, record in kept.items():
-        model = rff.model_of(record, trained=True)
+        model = weights.model_of(record, trained=True)
         reach[row] = rf.curve(rf.shares(model, images, (4, 4)), rf.centre(model, (4, 4)), [0.5]).mean()
     assert reach["ViT/0.5M-LKCA"] > 3 * reach["ViT/0.5M-LKCA-3x3"]
 

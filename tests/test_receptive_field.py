@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import ViT, data, records, segment
+from lkca import ViT, data, records, segment, weights
 from lkca import receptive_field as rf
 from lkca import receptive_field_figures as rff
 from lkca.operator import attention_matrix
@@ -155,8 +155,8 @@ def test_kept_weights_belong_to_their_records():
     files = list((records.RESULTS / "weights").iterdir())
     assert files and {f.stem for f in files} <= names and all(f.suffix == ".safetensors" for f in files)
     assert sum(f.stat().st_size for f in files) < 50e6
-    for record in rff.with_weights("cifar100", "sketch"):
-        assert rff.model_of(record, trained=True).blocks
+    for record in weights.runs("cifar100", "sketch"):
+        assert weights.model_of(record, trained=True).blocks
     for record in ledger:
         if isinstance(record, records.SegmentationRecord) and records.weights_path(record).exists():
             assert all(w.isfinite().all() for w in segment.load(record).state_dict().values())
@@ -169,13 +169,13 @@ def test_photographs_are_real_and_repeatable():
 
 
 def test_unknown_images_are_named():
-    (record, *_) = rff.with_weights("cifar100", "sketch")
+    (record, *_) = weights.runs("cifar100", "sketch")
     with pytest.raises(ValueError, match="'photographs', 'dataset'"):
         rff.images_for(record, 4, "noise")
 
 
 def test_the_chapter_takes_any_pair_whose_weights_are_kept():
-    assert list(rff.kept("ViT/0.5M", "cifar100", "sketch")) == ["ViT/0.5M", "ViT/0.5M-LKCA", "ViT/0.5M-LKCA-3x3"]
-    assert list(rff.kept("ViT", "cifar100", "sketch")) == ["ViT", "ViT-LKCA"]
+    assert list(weights.kept("ViT/0.5M", "cifar100", "sketch")) == ["ViT/0.5M", "ViT/0.5M-LKCA", "ViT/0.5M-LKCA-3x3"]
+    assert list(weights.kept("ViT", "cifar100", "sketch")) == ["ViT", "ViT-LKCA"]
     with pytest.raises(ValueError, match="no weights of 'ViT/3M' and its LKCA, .* take one of 'ViT', 'ViT/0.5M'"):
-        rff.kept("ViT/3M", "cifar100", "sketch")
+        weights.kept("ViT/3M", "cifar100", "sketch")

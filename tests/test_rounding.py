@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lkca import data, records, rounding, train
+from lkca import data, records, rounding, train, weights
 from lkca.protocols import PROTOCOLS
 from lkca.provenance import anchor
 
@@ -50,14 +50,14 @@ def test_bf16_rounds_more_than_fp32_and_less_than_a_batch_changes(trained, monke
 def test_gradients_are_of_the_trained_weights_in_training(trained):
     pair, digits, root = trained
     for run in pair:
-        stack, weights = rounding._stack(run, digits, "fp64", root), records.read_weights(run, root)
-        assert stack._model.training and all(torch.equal(p[0], weights[n].double()) for n, p in stack.params.items())
+        stack, of_file = rounding._stack(run, digits, "fp64", root), records.read_weights(run, root)
+        assert stack._model.training and all(torch.equal(p[0], of_file[n].double()) for n, p in stack.params.items())
 
 
 def test_the_command_keeps_what_it_measured(trained, monkeypatch, capsys):
     pair, _, root = trained
     monkeypatch.setattr(rounding, "BATCHES", 2)
-    monkeypatch.setattr(rounding, "kept_pairs", lambda root: [pair])
+    monkeypatch.setattr(weights, "pairs", lambda root: [pair])
     assert rounding.table(root).empty and rounding.sentence(root) == "Not measured."
     rounding.main(["--results-root", str(root)])
     kept = rounding.read(root)
@@ -66,7 +66,11 @@ def test_the_command_keeps_what_it_measured(trained, monkeypatch, capsys):
     assert (first["of the kernels"], second["row"]) == ("no kernel", "ViT/0.5M-LKCA")
     assert second["of the kernels"].runs == (pair[1],)
     assert float(first["top-1 in fp32"]) == pytest.approx(pair[0].top1, abs=0.6)  # weights are kept in half precision
-    assert "Over 2 batches of each of these 2 runs, bf16 rounds away at most " in rounding.sentence(root)
+    assert "Over 2 batches of each of these runs, bf16 rounds away at most " in rounding.sentence(root)
+    later = dataclasses.replace(pair[1], seed=7)
+    monkeypatch.setattr(weights, "pairs", lambda root: [pair, (pair[0], later)])
+    assert rounding.sentence(root).endswith(" Runs whose weights were kept since then, not measured: 1.")
+    monkeypatch.setattr(weights, "pairs", lambda root: [pair])
     records.path_of(pair[0], root).write_text("{")  # a broken record hides no other
     assert list(rounding.table(root)["row"]) == ["ViT/0.5M-LKCA"]
 
@@ -84,10 +88,10 @@ def test_what_is_missing_is_said(tmp_path, capsys, without, says):
     assert says in capsys.readouterr().err
 
 
-def test_the_kept_measurement_is_of_kept_weights_and_says_what_the_page_says():
+def test_the_kept_measurement_is_of_all_kept_pairs_and_says_what_the_page_says():
     kept = rounding.read()
-    names = {anchor(r): r for r in records.read()[0]}
-    assert kept["git_clean"] and all(records.weights_path(names[r["run"]]).exists() for r in kept["runs"])
+    assert kept["git_clean"]
+    assert {r["run"] for r in kept["runs"]} == {anchor(run) for pair in weights.pairs() for run in pair}
     for run in kept["runs"]:
         assert run["all"]["step"] < run["all"]["batch"] / 20 and run["all"]["mean"] < 0.1
         assert abs(run["top1"]["fp32"] - run["top1"]["bf16"]) < 0.2
