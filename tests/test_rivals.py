@@ -44,7 +44,9 @@ def test_a_sketch_decides_no_group_and_released_speaks_before_paper():
 def test_the_best_rival_is_the_paper_s_and_ours():
     frame = rivals.groups(4, ledger(65.0, 60.0, 61.0))
     assert frame.loc["CIFAR-100, about 1M", "the paper's"] == "+2.54 against ViT-Lite"
-    assert "against Swin-T, the best of 2 run of 4" in frame.loc["CIFAR-100, about 1M", "ours, released"]
+    assert "against Swin-T, the best of the 2 run of 4" in frame.loc["CIFAR-100, about 1M", "ours, released"]
+    alone = rivals.groups(4, ledger(65.0, 60.0))
+    assert "against ViT-Lite, the only one run of 4" in alone.loc["CIFAR-100, about 1M", "ours, released"]
     assert set(frame.index) == {f"{d}, about {g}" for d in ("CIFAR-10", "CIFAR-100", "SVHN") for g in ("1M", "2.7M")}
     assert len(rivals.groups(5, [])) == 3
 
