@@ -74,8 +74,10 @@ def groups(table: int, ledger: Sequence[Record]) -> pd.DataFrame:
             ahead = min(found, key=lambda r: found[r].mean, default=None)
             line[f"ours, {protocol}"] = tables.NOT_RUN
             if ahead:
-                among = f"the best of the {len(found)}" if len(found) > 1 else "the only one"
-                text = f"{tables.interval(found[ahead])} against {ahead}, {among} run of {len(others)}"
+                some = f"the best of the {len(found)}" if len(found) > 1 else "the only one"
+                full = len(found) == len(others)
+                among = f"the best of all {len(others)}" if full else f"{some} run of {len(others)}"
+                text = f"{tables.interval(found[ahead])} against {ahead}, {among}"
                 line[f"ours, {protocol}"] = Number(text, found[ahead].runs)
         lines[f"{tables.NAMES[dataset]}, {SIZES[group]}"] = line | {
             "claim": tables.group_verdict(table, ledger, group, dataset)

@@ -47,6 +47,8 @@ def test_the_best_rival_is_the_paper_s_and_ours():
     assert "against Swin-T, the best of the 2 run of 4" in frame.loc["CIFAR-100, about 1M", "ours, released"]
     alone = rivals.groups(4, ledger(65.0, 60.0))
     assert "against ViT-Lite, the only one run of 4" in alone.loc["CIFAR-100, about 1M", "ours, released"]
+    full = rivals.groups(4, ledger(65.0, 60.0, 61.0, 59.0, 58.0))
+    assert full.loc["CIFAR-100, about 1M", "ours, released"].endswith("against Swin-T, the best of all 4")
     assert set(frame.index) == {f"{d}, about {g}" for d in ("CIFAR-10", "CIFAR-100", "SVHN") for g in ("1M", "2.7M")}
     assert len(rivals.groups(5, [])) == 3
 
