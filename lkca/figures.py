@@ -64,10 +64,10 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
     frame = claims.gaps(ledger)
     marks = {"full": ("s", "ours, in full"), **{p: (mark, f"ours, {p}") for p, (mark, _) in SHORT.items()}}
     with style():
-        figure = Figure(figsize=(6.2, 5.6), layout="constrained")
+        figure = Figure(figsize=(6.2, 6.8), layout="constrained")
         ax = figure.subplots()
-        ax.plot(frame.printed, frame.index, "D", mfc="none", color=INK, label="the paper's, in full")
-        for (key, (mark, label)), off in zip(marks.items(), np.linspace(-0.28, 0, len(marks)), strict=True):
+        ax.plot(frame.printed, frame.index + 0.28, "D", mfc="none", color=INK, label="the paper's, in full")
+        for (key, (mark, label)), off in zip(marks.items(), np.linspace(-0.28, 0.28, len(marks)), strict=True):
             for y, d in frame[key].dropna().items():
                 _point(ax, d, y + off, mark, label)
                 label = None
