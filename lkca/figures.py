@@ -63,11 +63,12 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
     """LKCA - ViT of every pair of Tables 1-3: the paper's difference hollow, ours with its interval where run."""
     frame = claims.gaps(ledger)
     marks = {"full": ("s", "ours, in full"), **{p: (mark, f"ours, {p}") for p, (mark, _) in SHORT.items()}}
+    heights = np.linspace(-0.28, 0.28, len(marks))  # below a pair's line; the last also the paper's
     with style():
         figure = Figure(figsize=(6.2, 6.8), layout="constrained")
         ax = figure.subplots()
-        ax.plot(frame.printed, frame.index + 0.28, "D", mfc="none", color=INK, label="the paper's, in full")
-        for (key, (mark, label)), off in zip(marks.items(), np.linspace(-0.28, 0.28, len(marks)), strict=True):
+        ax.plot(frame.printed, frame.index + heights[-1], "D", mfc="none", color=INK, label="the paper's, in full")
+        for (key, (mark, label)), off in zip(marks.items(), heights, strict=True):
             for y, d in frame[key].dropna().items():
                 _point(ax, d, y + off, mark, label)
                 label = None
