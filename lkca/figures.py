@@ -79,7 +79,7 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
         ax.invert_yaxis()
         ax.set_xlabel("LKCA − ViT, points of top-1; left of zero ViT is ahead")
         ax.grid(axis="x", alpha=0.15, color=INK)
-        figure.legend(fontsize=9, loc="outside lower center", ncols=3)
+        figure.legend(fontsize=9, loc="outside lower center", ncols=2)
         shown = pd.DataFrame(
             {
                 "pair": frame.dataset + " " + frame["size"],
