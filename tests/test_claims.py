@@ -156,14 +156,16 @@ def test_who_is_ahead_is_counted_by_protocol():
     assert set(standing.loc["LKCA − ViT"]) == {"not run"}
     short = pair((60.0, 60.5), (55.0, 55.5), "sketch")
     sketch = claims.standing(short).sketch
-    assert sketch.tolist() == ["1", "0", "1", "0", "-5.00", "+3.85", "2", ""]
+    assert sketch.tolist() == ["1", "0", "1", "0", "-5.00", "+3.85", "0", "2", ""]
     assert {r.seed for r in sketch["LKCA − ViT"].runs} == {0, 1} and len(sketch["LKCA − ViT"].runs) == 4
     ten = [dataclasses.replace(r, dataset="cifar10") for r in pair((60.0,), (52.0,), "sketch")]
     sketch = claims.standing(short + ten).sketch
-    assert sketch.tolist() == ["2", "0", "2", "0", "-8.00 to -5.00", "+0.75 to +3.85", "1 to 2", ""]
+    assert sketch.tolist() == ["2", "0", "2", "0", "-8.00 to -5.00", "+0.75 to +3.85", "0", "1 to 2", ""]
+    one = pair((60.0,), (55.0,), "sketch")  # of errors of 10,000 images alone, which are 2.7 wide
+    assert claims.standing(one + ten).loc["interval narrower than that"].tolist() == ["0", "0", "0", "1"]
     full = pair((60.0, 60.5), (65.0, 65.5), "released")
     known = claims.standing(short + ten + full + pair((60.0, 60.5), (64.0, 64.5), "brief"))
-    assert known.released.tolist() == ["1", "1", "0", "0", "+5.00", "+3.85", "2", ""]
+    assert known.released.tolist() == ["1", "1", "0", "0", "+5.00", "+3.85", "0", "2", ""]
     assert known.loc["beside the full run"].tolist() == ["", "", "1 the same", "1 the other way"]
     undecided = claims.standing(short + full + pair((60.0, 60.5), (60.1, 60.3), "brief")).brief
     assert undecided[["undecided", "beside the full run"]].tolist() == ["1", "1 undecided"]
