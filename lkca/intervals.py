@@ -7,7 +7,7 @@ what two chances add up to:
 - Other test images. The bootstrap over test images of what an image gains by the second row, mean over the seeds: what
   is easy or hard for both rows cancels. Of its variance only what an image does to all seeds alike counts, because the
   rest, a run's own chance, is in the spread over seeds; one seed cannot tell them apart, and its interval has both.
-  Seeds whose records do not hold which images were right (those made before 0.2) are left out of this; if all are, it
+  Seeds whose records do not hold which images were right (some made before 0.3) are left out of this; if all are, it
   is the normal distribution with the binomial errors of two accuracies, as if each row had images of its own.
 - Other seeds. A few seeds cannot tell how far seeds lie apart, and a bootstrap of them is far too narrow. So that is
   pooled over rows that have several (`of_seeds`): those with LKCA and those without apart, because under some protocols
