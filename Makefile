@@ -1,16 +1,17 @@
 # make book     execute every notebook, build the book, print the file to open
 # make test     lint, unit tests, and the notebooks against their stored outputs
+# make oldest   the unit tests with the lowest versions that pyproject.toml allows, on Python 3.11, in .venv-oldest
 # make outputs  store the notebooks' outputs anew, after the ledger has changed
 # make accessible  check the built book in Chromium: axe finds nothing serious, pages work from file://
-# Each creates .venv on first use and reuses it.
+# Each but oldest creates .venv on first use and reuses it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # so many workers of one thread each: the models are too small to gain much from a second thread
 PARALLEL := -n auto --maxprocesses 4
-test: export OMP_NUM_THREADS = 1
+test oldest: export OMP_NUM_THREADS = 1
 
-.PHONY: book test outputs accessible clean
+.PHONY: book test oldest outputs accessible clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -36,6 +37,21 @@ book: .venv/.installed
 	@$(BIN)/python tests/check_offline.py _build/html
 	@echo "Open _build/html/index.html"
 
+# cleared, or uv would keep what is installed and still allowed
+.venv-oldest/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "The lowest versions are those of Python 3.11; name it with: make oldest PYTHON=python3.11"; exit 1; }
+	@echo "Creating .venv-oldest with the lowest versions that are allowed (a few minutes, once)"
+	@$(PYTHON) -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --upgrade 'pip>=25.1' uv
+	@.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+	  --editable . --group dev
+	@touch $@
+
+oldest: .venv-oldest/.installed
+	@echo "Running the unit tests with the lowest versions"
+	@.venv-oldest/bin/python -m pytest -q $(PARALLEL) --dist worksteal tests
+
 outputs: .venv/.installed
 	@$(BIN)/python tests/store_outputs.py notebooks/*.ipynb
 
@@ -45,4 +61,4 @@ accessible: .venv/.installed
 	@$(BIN)/python tests/check_accessible.py _build/html
 
 clean:
-	rm -rf .venv _build results/scratch
+	rm -rf .venv .venv-oldest _build results/scratch

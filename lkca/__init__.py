@@ -1,7 +1,7 @@
 """A reproducible companion to "LKCA: Large Kernel Convolutional Attention"."""
 
+from lkca.models.vit import ViT
 from lkca.operator import LKCA, lkca
-from lkca.vit import ViT
 
 __all__ = ["LKCA", "ViT", "lkca"]
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -148,17 +148,18 @@ class LKCA(nn.Module):
         if kernel_init not in ("zeros", "random"):
             raise ValueError(f"kernel_init={kernel_init!r} is not one of 'zeros', 'random'")
         _check_kernels(dim, kernels)
-        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        h, w = (grid, grid) if isinstance(grid, int) else grid
+        self.grid = (h, w)
         self.form = form
         self.kernel_init = kernel_init
-        self.v = nn.Linear(dim, dim, bias=False)
-        full = (2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
+        self.v: nn.Module = nn.Linear(dim, dim, bias=False)
+        full = (2 * h - 1, 2 * w - 1)
         size = (kernel_size, kernel_size) if kernel_size else full
         if any(side % 2 == 0 or side > limit for side, limit in zip(size, full, strict=True)):
             raise ValueError(f"kernel_size={kernel_size} is not odd and within the full {full[0]} x {full[1]} kernel")
         self.margin = ((full[0] - size[0]) // 2, (full[1] - size[1]) // 2)  # of inert zeros around a smaller kernel
         self.kernel = nn.Parameter(torch.empty(size if kernels == 1 else (kernels, *size)))
-        self.proj = nn.Linear(dim, dim)
+        self.proj: nn.Module = nn.Linear(dim, dim)
         self.reset_kernel()
 
     def reset_kernel(self) -> None:
@@ -171,7 +172,8 @@ class LKCA(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Mix the tokens of x, (B, h*w, D)."""
-        (top, left), kernel = self.margin, self.kernel
+        top, left = self.margin
+        kernel: Tensor = self.kernel
         if top or left:
             kernel = F.pad(kernel, (left, left, top, top))
         return self.proj(lkca(self.v(x_BND), kernel, self.grid, self.form))

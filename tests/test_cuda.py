@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lkca import augment, classification, comparators, data, scenes, segment, segmentation, train, zoo
-from lkca.protocols import Protocol
-from lkca.stack import PRECISIONS, Stack
+from lkca.data import augment, scenes
+from lkca.data import images as data
+from lkca.ledger.protocols import SEGMENTATION, Protocol
+from lkca.models import comparators, segmenters, zoo
+from lkca.training import classification, engine
+from lkca.training.stack import PRECISIONS, Stack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 RATE = 2**-10  # exact in float32, as the engine has it
@@ -32,11 +35,11 @@ def trained(digits, row, device, execution="eager", precision="fp32", seeds=(0, 
     kw = {"device": device, "precision": precision, "execution": execution}
     stack = Stack(models, loss, betas=P.betas, weight_decay=P.weight_decay, **kw)
     rows = STEPS * P.batch_size
-    home, orders = digits.to(device), [train.order(seed, 0, digits.num_train, blocks * rows) for seed in seeds]
+    home, orders = digits.to(device), [engine.order(seed, 0, digits.num_train, blocks * rows) for seed in seeds]
     for i in range(blocks):
         kw = {"num_draws": stack.num_draws, "dtype": stack.dtype}
         parts = [order[i * rows : (i + 1) * rows] for order in orders]
-        rngs = [train.stream(seed, "block", i * STEPS) for seed in seeds]
+        rngs = [engine.stream(seed, "block", i * STEPS) for seed in seeds]
         stack.train(classification.block(home, P, rngs, parts, **kw), [RATE] * STEPS, range(STEPS))
     return stack
 
@@ -78,7 +81,7 @@ def test_a_seed_in_a_captured_stack_ends_where_it_ends_alone(digits, row):
 def test_nothing_waits_for_the_device_between_two_looks(digits):
     trained(digits, ROWS[1], "cuda", "captured", blocks=1)  # what is built on first use may wait
     home = digits.to("cuda")
-    order = train.order(0, 0, digits.num_train, STEPS * P.batch_size)
+    order = engine.order(0, 0, digits.num_train, STEPS * P.batch_size)
     torch.cuda.set_sync_debug_mode("error")
     try:
         classification.block(home, P, [np.random.default_rng(0)], [order], num_draws=16)
@@ -90,7 +93,7 @@ def test_a_run_resumes_in_time_boxes(digits, tmp_path):
     p = Protocol("tiny", "a test's", epochs=3, batch_size=32, warmup_epochs=1, crop_padding=1)
     kw = {"device": "cuda", "results_root": tmp_path, "progress": None}
     for _ in range(20):
-        found = train.fit(ROWS[1], digits, p, (0, 1), time_budget=0, **kw)
+        found = engine.fit(ROWS[1], digits, p, (0, 1), time_budget=0, **kw)
         if found:
             break
     assert [r.seed for r in found] == [0, 1] and {r.precision for r in found} == {"bf16"}
@@ -103,13 +106,13 @@ def test_a_comparator_trains_as_the_engine_chooses(row, tmp_path):
     pytest.importorskip("vit_pytorch")
     p = dataclasses.replace(P, epochs=2, train_images=64, warmup_epochs=1)
     ds = data.load(f"digits-{zoo.step(row)}")
-    found = train.fit(row, ds, p, (0, 1), device="cuda", results_root=tmp_path, progress=None)
+    found = engine.fit(row, ds, p, (0, 1), device="cuda", results_root=tmp_path, progress=None)
     family = comparators.FAMILIES[zoo.row(row).family]
     assert {r.stacked for r in found} == ({2} if family.stackable else {1})
 
 
-@pytest.mark.parametrize("row", segmentation.TINY)
+@pytest.mark.parametrize("row", segmenters.TINY)
 def test_segmentation_trains_as_the_engine_chooses(row, tmp_path):
-    ds, p = scenes.load("digit-scenes"), segment.PROTOCOLS["smoke"]
-    (found,) = train.fit(row, ds, p, device="cuda", results_root=tmp_path, progress=None)
+    ds, p = scenes.load("digit-scenes"), SEGMENTATION["smoke"]
+    (found,) = engine.fit(row, ds, p, device="cuda", results_root=tmp_path, progress=None)
     assert found.precision == "bf16" and all(math.isfinite(stage.train_loss) for stage in found.curve)

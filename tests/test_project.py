@@ -1,5 +1,6 @@
 """What is stated twice agrees: environment.yml and pyproject.toml, README and Makefile, contents and files."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -57,7 +58,7 @@ def test_stored_outputs_show_no_warning_and_no_place_on_the_machine_that_made_th
 
 
 def test_nothing_is_unpickled_from_disk():
-    for path in [*ROOT.glob("lkca/*.py"), *ROOT.glob("notebooks/*.ipynb")]:
+    for path in [*ROOT.glob("lkca/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]:
         for call in re.findall(r"torch\.load\(.*", path.read_text()):
             assert "weights_only=True" in call, path.name
         assert "import pickle" not in path.read_text(), path.name
@@ -100,3 +101,25 @@ def test_the_repository_stays_below_100_mb():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     sizes = {name: (ROOT / name).stat().st_size for name in filter(None, listed.split("\0")) if (ROOT / name).exists()}
     assert sum(sizes.values()) < 50e6, sorted(sizes.items(), key=lambda item: -item[1])[:5]
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    """Signature and docstring included: what is longer has more than one step, and each step can have a name."""
+    functions = 0
+    for path in ROOT.glob("lkca/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions += 1
+                assert node.end_lineno - node.lineno < 60, f"{node.name} in {path.relative_to(ROOT)}"
+    assert functions > 300
+
+
+def test_every_floor_is_in_the_contract_on_the_map_and_has_tests():
+    floors = {path.parent.name for path in ROOT.glob("lkca/*/__init__.py")} - {"published"}
+    layers = " ".join(PROJECT["tool"]["importlinter"]["contracts"][0]["layers"])
+    contributing, design = (ROOT / "CONTRIBUTING.md").read_text(), (ROOT / "README.md").read_text()
+    for floor in floors:
+        assert floor in layers and f"`lkca/{floor}/`" in contributing and f"`{floor}/`" in design, floor
+        assert list((ROOT / "tests" / floor).glob("test_*.py")), floor
+    order = re.findall(r"lkca\.(\w+)", layers)
+    assert re.findall(r"^\| `lkca/(\w+)[/.]", contributing, re.MULTILINE) == order

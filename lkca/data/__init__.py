@@ -1,0 +1,1 @@
+"""Data sets as tensors, whatever holds them, and the batched augmentation of both tasks."""

@@ -1,0 +1,1 @@
+"""The models of the tables by the name of their row, and what they cost."""
