@@ -7,6 +7,7 @@ that opens it on Binder. Without it there are none.
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.errors import ExtensionError
 
 
 def buttons(app: Sphinx, config: Config) -> None:
@@ -32,9 +33,18 @@ def readable(app: Sphinx, page: str, template: str, context: dict, doctree: node
         context["body"] = context["body"].replace('<div role="list" class="citation-list">', "<div>")
 
 
+def html_alone(app: Sphinx) -> None:
+    """Refuse a form of the book that would lack its tables and figures: their outputs exist as HTML alone."""
+    if app.builder.format != "html":
+        raise ExtensionError(
+            f"the {app.builder.name} builder would leave out the book's tables and figures, which are HTML: use html"
+        )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("config-inited", buttons)
+    app.connect("builder-inited", html_alone, priority=0)
     app.connect("builder-inited", without_thebe, priority=0)
     app.connect("html-page-context", readable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

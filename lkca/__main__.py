@@ -8,8 +8,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lkca.data import places
+
+if TYPE_CHECKING:
+    from lkca.ledger.runs import Run
 
 EXAMPLES = {
     "train": "lkca train --table 2 --rows ViT/0.5M ViT/0.5M-LKCA --protocol sketch --seeds 0 1",
@@ -33,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"lkca: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lkca: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"lkca: {stopped or 'interrupted; the same command goes on from the last checkpoint'}", file=sys.stderr)
         return 130
 
 
@@ -73,10 +77,12 @@ def _add_roots(parser: argparse.ArgumentParser, *, data: bool = True, results: b
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _command(commands, train)
-    parser.add_argument("--table", required=True, help="1 to 7, or controls")
+    parser.add_argument("--table", help="1 to 7, or controls; with --data 2 if not said")
     parser.add_argument("--rows", nargs="+", default="all", metavar="ROW", help="of the table; all of them if not said")
     parser.add_argument("--size", default="0.5M", help="of the controls' rows: 0.5M, 2M or 2.69M")
-    parser.add_argument("--dataset", metavar="NAME", help="one of the table's, if it has several, or another")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--dataset", metavar="NAME", help="one of the table's, if it has several, or another")
+    which.add_argument("--data", type=_folder, metavar="FOLDER", help="your own images, in {train,test}/<class>/*")
     parser.add_argument("--protocol", default="auto", help="auto is the authors' with a GPU and the data, else smoke")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run of each row a seed")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -86,13 +92,18 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def train(args: argparse.Namespace) -> int:
     """Train rows of a table, as its notebook does, and say what came out."""
+    from lkca.data import own
     from lkca.models import zoo
     from lkca.training import jobs
 
-    table = int(args.table) if args.table.isdigit() else args.table
+    if not (args.table or args.data):
+        raise ValueError("which rows to train is not said: --table with 1 to 7 or controls is wanted")
+    called = args.table or "2"
+    table = int(called) if called.isdigit() else called
     rows = zoo.control_rows(args.size) if (table, args.rows) == ("controls", "all") else args.rows
+    dataset = own.look(args.data) if args.data else args.dataset
     job = jobs.plan(
-        table, dataset=args.dataset, protocol=args.protocol, rows=rows, seeds=args.seeds, device=args.device,
+        table, dataset=dataset, protocol=args.protocol, rows=rows, seeds=args.seeds, device=args.device,
         precision=args.precision, data_root=args.data_root, results_root=args.results_root,
     )  # fmt: skip
     print(job.why, flush=True)
@@ -111,6 +122,7 @@ def _add_work(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="to work for")
     parser.add_argument("--keep-weights", action="store_true", help="of the main rows' first seed, 1 to 5 MB each")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "tf32", "fp64"], default="auto", help="of runs")
     parser.add_argument("--list", action="store_true", help="show what is missing, in order, and stop")
     _add_roots(parser)
 
@@ -125,26 +137,29 @@ def work(args: argparse.Namespace) -> int:
     seeds = list(dict.fromkeys(args.seeds))
     if min(seeds) < 0:
         raise ValueError(f"seed {min(seeds)} is not a whole number from 0 up")
-    todo = [cell for cell in work.cells(args.protocol) if work.missing(cell, seeds, args.results_root)]
-    if args.list:
-        for name, p, row in todo:
-            print(name, p.name, row, "seeds", *work.missing((name, p, row), seeds, args.results_root))
-        return 0
+    todo = list(work.cells(args.protocol))
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    roots = {"data_root": args.data_root, "results_root": args.results_root}
+    worker = work.Work(seeds, device, **roots, budget=args.budget, precision=args.precision,
+                       keep_weights=args.keep_weights)  # fmt: skip
+    if args.list:
+        cells: dict[str, list[int]] = {}
+        for run in worker.missing(*todo):
+            cells.setdefault(f"{run.dataset} {run.protocol} {run.row}", []).append(run.seed)
+        for cell, missing in cells.items():
+            print(cell, "seeds", *missing)
+        return 0
     machine.checked_device(device)
     records.check_writable(args.results_root)
-    finished = work.work_off(
-        todo, seeds, device=device, data_root=args.data_root, results_root=args.results_root, budget=args.budget,
-        keep_weights=args.keep_weights,
-    )  # fmt: skip
-    print(f"{finished} runs finished; `lkca work --list` shows what is missing", flush=True)
-    return 0
+    finished, left = worker.off(todo), len(worker.missing(*todo))
+    print(f"{finished} runs finished, {left} are missing; `lkca work --list` shows which", flush=True)
+    return 1 if left else 0
 
 
 def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _command(commands, bench)
     what = "engine (how fast it trains), rows (those of Tables 4 and 5 on one core), rounding (what bf16 rounds away, "
-    what += "on kept weights), counts (parameters and MACs of the comparators)"
+    what += "on kept weights), counts (parameters and MACs of the comparators and of the rows of Tables 6 and 7)"
     parser.add_argument(
         "what", nargs="?", choices=["engine", "rows", "rounding", "counts"], default="engine", help=what
     )
@@ -164,9 +179,9 @@ def bench(args: argparse.Namespace) -> int:
     if args.what != "counts":
         records.check_writable(args.results_root)
     if args.what == "counts":
-        from lkca.models import complexity
+        from lkca.models import complexity, segmenters
 
-        print(complexity.write())
+        print(complexity.write(), segmenters.write(), sep="\n")
     elif args.what == "rounding":
         from lkca.studies import rounding
 
@@ -184,27 +199,37 @@ def bench(args: argparse.Namespace) -> int:
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _command(commands, data)
-    parser.add_argument("name", nargs="?", help="of a data set; without it, which of them are there")
+    parser.add_argument("name", nargs="?", help="of a data set, or your own folder; without it, which are there")
     _add_roots(parser, results=False)
 
 
 def data(args: argparse.Namespace) -> int:
     """Look for a data set, download it if it is not there, verify it, and say what was found."""
-    from lkca.data import images, scenes
+    from lkca.data import images, own, scenes
     from lkca.training.jobs import source
 
     if args.name is None:
         for name in (*images.DATASETS, *scenes.DATASETS):
             print(f"{name:14} {'there' if source(name).available(name, args.data_root) else 'not there'}")
         return 0
-    origin = source(args.name)
-    known = origin.spec(args.name).fingerprint
-    print(f"{args.name}: {'found in' if origin.available(args.name, args.data_root) else 'not in'} {args.data_root}")
-    ds = origin.load(args.name, args.data_root)
+    ds: images.Dataset | scenes.Scenes
+    if args.name not in images.DATASETS | scenes.DATASETS and _folder(args.name).is_dir():
+        known, ds = None, own.load(args.name)
+        print(f"{ds.name}: your own, mean {_percent(ds.stats[0])}, deviation {_percent(ds.stats[1])}")
+    else:
+        origin = source(args.name)
+        known = origin.spec(args.name).fingerprint
+        there = "found in" if origin.available(args.name, args.data_root) else "not in"
+        print(f"{args.name}: {there} {args.data_root}")
+        ds = origin.load(args.name, args.data_root)
     pixels = f"{ds.image_size} x {ds.image_size} pixels" if isinstance(ds, images.Dataset) else "of several sizes"
     print(f"{ds.num_train:,} training and {ds.num_test:,} test images, {pixels}, {ds.num_classes} classes")
     print(f"fingerprint {ds.fingerprint}: {'the known one' if known else 'recorded as found, none is known to us'}")
     return 0
+
+
+def _percent(channels: Sequence[float]) -> str:
+    return ", ".join(f"{100 * value:.2f} %" for value in channels)
 
 
 def _add_records(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -217,8 +242,8 @@ def _add_records(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def records(args: argparse.Namespace) -> int:
     """List the ledger, check it, show one record, or set a table beside the paper's."""
-    from lkca.ledger import records
-    from lkca.ledger.records import Run
+    from lkca.ledger import diverged, records
+    from lkca.ledger.runs import Run
 
     if args.name is not None:
         return _show(args.name, args.results_root)
@@ -229,17 +254,20 @@ def records(args: argparse.Namespace) -> int:
         print("".join(f"{_line(run)}\n" for run in found), end="")
     if args.check or not found:
         print(f"{len(found)} records in {args.results_root} are sound, {len(broken)} are not")
+    for run in found:
+        if run.apart:
+            print(f"apart: {_line(run)}: {run.apart}")
+    for note in diverged.read(args.results_root):
+        print(f"diverged: {note.get('row')} on {note.get('dataset')}: {note['what']}")
     for sentence in broken:
         print(f"broken: {sentence}", file=sys.stderr)
     return 1 if broken else 0
 
 
-def _line(run: object) -> str:
+def _line(run: "Run") -> str:
     """A record in a line."""
     from lkca.ledger.provenance import anchor, result
-    from lkca.ledger.records import Run
 
-    assert isinstance(run, Run)
     return f"{anchor(run)}  {result(run)}  {run.precision}  {run.wall_seconds / 60:.1f} min  {run.finished[:10]}"
 
 
@@ -262,11 +290,11 @@ def _show(name: str, results_root: Path) -> int:
     return 0
 
 
-def _comparison(table: int, ledger: Sequence[object]) -> str:
+def _comparison(table: int, ledger: "Sequence[Run]") -> str:
     """A table beside the paper's numbers, as text."""
     import pandas as pd
 
-    from lkca.ledger.records import Record, SegmentationRecord
+    from lkca.ledger.runs import Record, SegmentationRecord
     from lkca.models import segmenters, zoo
     from lkca.pages import segmentation_tables, tables
 

@@ -51,10 +51,10 @@ def _matrix(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int]) -> Tensor:
 def _conv(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int]) -> Tensor:
     h, w = grid
     kernel_G1HW = kernel.reshape(-1, 1, *kernel.shape[-2:]).to(v_BND.dtype)
-    groups = len(kernel_G1HW)
+    groups, channels = kernel_G1HW.shape[0], v_BND.shape[2]
     v = rearrange(v_BND, "b (h w) (g d) -> (b d) g h w", h=h, g=groups)
     out = F.conv2d(v, kernel_G1HW, padding=(h - 1, w - 1), groups=groups)
-    return rearrange(out, "(b d) g h w -> b (h w) (g d)", b=len(v_BND))
+    return rearrange(out, "(b d) g h w -> b (h w) (g d)", d=channels // groups)  # its size of a batch stays open
 
 
 def _fft(v_BND: Tensor, kernel: Tensor, grid: tuple[int, int]) -> Tensor:

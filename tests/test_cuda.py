@@ -11,7 +11,7 @@ from lkca.data import augment, scenes
 from lkca.data import images as data
 from lkca.ledger.protocols import SEGMENTATION, Protocol
 from lkca.models import comparators, segmenters, zoo
-from lkca.training import classification, engine
+from lkca.training import classification, draws, engine
 from lkca.training.stack import PRECISIONS, Stack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -35,11 +35,11 @@ def trained(digits, row, device, execution="eager", precision="fp32", seeds=(0, 
     kw = {"device": device, "precision": precision, "execution": execution}
     stack = Stack(models, loss, betas=P.betas, weight_decay=P.weight_decay, **kw)
     rows = STEPS * P.batch_size
-    home, orders = digits.to(device), [engine.order(seed, 0, digits.num_train, blocks * rows) for seed in seeds]
+    home, orders = digits.to(device), [draws.order(seed, 0, digits.num_train, blocks * rows) for seed in seeds]
     for i in range(blocks):
         kw = {"num_draws": stack.num_draws, "dtype": stack.dtype}
         parts = [order[i * rows : (i + 1) * rows] for order in orders]
-        rngs = [engine.stream(seed, "block", i * STEPS) for seed in seeds]
+        rngs = [draws.stream(seed, "block", i * STEPS) for seed in seeds]
         stack.train(classification.block(home, P, rngs, parts, **kw), [RATE] * STEPS, range(STEPS))
     return stack
 
@@ -81,7 +81,7 @@ def test_a_seed_in_a_captured_stack_ends_where_it_ends_alone(digits, row):
 def test_nothing_waits_for_the_device_between_two_looks(digits):
     trained(digits, ROWS[1], "cuda", "captured", blocks=1)  # what is built on first use may wait
     home = digits.to("cuda")
-    order = engine.order(0, 0, digits.num_train, STEPS * P.batch_size)
+    order = draws.order(0, 0, digits.num_train, STEPS * P.batch_size)
     torch.cuda.set_sync_debug_mode("error")
     try:
         classification.block(home, P, [np.random.default_rng(0)], [order], num_draws=16)

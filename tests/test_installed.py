@@ -1,4 +1,4 @@
-"""The package as others get it: a wheel holds all of it, and works in an environment that has never seen the checkout."""
+"""The package as others get it: a wheel that holds all of it, installed where nothing leads to the checkout."""
 
 import json
 import os
@@ -80,12 +80,13 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 def installed(wheel, folder):
     """The commands of a new environment that has the wheel, and of this one the libraries, but not the checkout."""
-    venv.create(folder, symlinks=os.name != "nt", with_pip=False)
+    venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     run(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel)
-    new, now = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip(), sysconfig.get_paths()
-    # a folder's own .pth files, such as that of the editable checkout, are not read where it is added by another's
-    Path(new, "libraries.pth").write_text("\n".join({now["purelib"], now["platlib"]}) + "\n")
+    new = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    libraries = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    # of a folder that a .pth file adds, the .pth files are not read: so the editable checkout is not seen
+    Path(new, "libraries.pth").write_text("".join(f"{path}\n" for path in libraries))
     return folder / "bin"
 
 

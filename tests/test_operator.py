@@ -1,9 +1,19 @@
-"""LKCA's forms against each other and against section 3.2.1, in float64."""
+"""LKCA's forms against each other and against section 3.2.1, in float64; and what the operator can do without."""
+
+import ast
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+import lkca as package
 from lkca import LKCA, lkca
 from lkca.operator import FORMS, attention_matrix, fastest_form
 
@@ -170,3 +180,49 @@ def test_half_precision_values_keep_their_dtype(form):
 def test_errors_name_the_choices(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def comes_with(*requirements):
+    """The distributions that these install, themselves among them."""
+    todo, found = [Requirement(text) for text in requirements], set()
+    while todo:
+        wanted = todo.pop()
+        name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
+        if (name, extras) in found:
+            continue
+        found.add((name, extras))
+        try:
+            needs = [Requirement(text) for text in metadata.requires(name) or ()]
+        except metadata.PackageNotFoundError:  # of another system
+            continue
+        todo += [r for r in needs if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
+    return {name for name, _ in found}
+
+
+def test_the_layer_needs_only_torch_and_einops():
+    with_them = comes_with("torch", "einops") | {"lkca"}
+    installed = metadata.packages_distributions().items()
+    refused = [module for module, owners in installed if with_them.isdisjoint(map(canonicalize_name, owners))]
+    assert {"numpy", "torchvision", "timm", "sklearn", "pandas"} <= set(refused)
+    code = (
+        "import json, sys; sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))\n"
+        "from lkca.operator import LKCA\nimport torch\n"
+        "LKCA(8, 4)(torch.zeros(2, 16, 8)).sum().backward()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(refused)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", ["operator.py", "models/vit.py", "__init__.py", "models/__init__.py"])
+def test_operator_and_vit_name_no_other_library_anywhere(file):
+    """Not within a function either, which the test above does not call."""
+    modules = set()
+    for node in ast.walk(ast.parse((Path(package.__file__).parent / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "an import is absolute"
+            modules.add(node.module)
+    ours = {name for name in modules if name.split(".")[0] == "lkca"}
+    assert ours <= ({"lkca.models.vit", "lkca.operator"} if file != "operator.py" else set())
+    assert {name.split(".")[0] for name in modules - ours} <= {"torch", "einops", *sys.stdlib_module_names}

@@ -39,6 +39,16 @@ def test_readme_names_targets_that_exist():
     assert named == {"book", "test"} <= targets
 
 
+def test_the_workflow_runs_targets_that_exist_on_the_oldest_and_the_newest_python():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    runs = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert runs == {"make": ["make test", "make book"], "oldest": ["make oldest"], "publish": []}
+    assert "oldest:" in (ROOT / "Makefile").read_text()
+    allowed = Requirement("python" + PROJECT["project"]["requires-python"]).specifier
+    minors = [minor for minor in range(30) if allowed.contains(f"3.{minor}")]
+    assert jobs["make"]["strategy"]["matrix"]["python"] == [f"3.{minors[0]}", f"3.{minors[-1]}"]
+
+
 def test_every_notebook_is_in_the_book():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     files = {toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])}

@@ -1,23 +1,19 @@
 """A data set as uint8 tensors and the fingerprint of its content, wherever it came from.
 
-`load` takes what is on disk - torchvision's files, the original tiny-imagenet-200 folder or zip, or an image folder
-``root/<name>/{train,test}/<class>/*`` - and downloads what is not. Whatever the container, the result is the same: same
-tensors, same class numbers (by sorted class name), same order (by class, then by content), same fingerprint. That is a
-SHA-256 over split, class number and content of every sample, and it is compared with the known one. The content is the
-pixels; for Tiny-ImageNet it is the bytes of the JPEG files, because JPEG decoders may differ.
+`load` takes what is on disk - torchvision's files, the original tiny-imagenet-200 folder or zip, an image folder
+``root/<name>/{train,test}/<class>/*``, or Hugging Face's parquet files - and downloads what is not. Whatever the
+container, the result is the same: same tensors, same class numbers (by the known classes, `lkca.data.classes`), same
+order (by class, then by content), same fingerprint. That is a SHA-256 over split, class number and content of every
+sample, and it is compared with the known one. The content is the pixels; for Tiny-ImageNet it is the bytes of the JPEG
+files, because JPEG decoders may differ.
 """
 
-import contextlib
 import errno
-import hashlib
 import http.client
-import io
 import os
-import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,16 +21,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 from torchvision.datasets.utils import download_url
+from torchvision.transforms import AutoAugmentPolicy
 from torchvision.transforms.v2.functional import resized_crop
 
-from lkca.data import containers, places
-from lkca.data.containers import UNREADABLE, DataError, Sample
+from lkca.data import augment, cache, canonical, classes, containers, files, parquet, places
+from lkca.data.containers import Listing
+from lkca.data.files import DataError
 
 ROOT = places.DATA
+Triple = tuple[float, float, float]
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}  # in words
 
 
@@ -46,13 +44,14 @@ class Spec:
     classes: int
     train: int
     test: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Triple
+    std: Triple
     url: str | None
     fingerprint: str | None  # None: not known to us, recorded as found
     balanced: bool = True  # the same number of images in every class
     digest: str = "pixels"  # what the fingerprint reads: "pixels", or "file" where decoders may differ (JPEG)
     torchvision: type[CIFAR10] | type[SVHN] | None = field(default=None, repr=False)
+    policy: AutoAugmentPolicy | None = None  # None: the one of `augment.POLICIES`, if it has one of that name
 
 
 DATASETS = {
@@ -84,12 +83,14 @@ for _size, _fingerprint in {  # the digits enlarged, for models that cannot take
 }.items():
     DATASETS[f"digits-{_size}"] = replace(DATASETS["digits"], image_size=_size, fingerprint=_fingerprint)
 _TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-_CACHE_FORMAT = 2  # raise it when reading changes what is cached
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images as uint8 (N, 3, S, S), labels as int64 (N,), in canonical order; ``fingerprint`` of the whole content."""
+    """Images as uint8 (N, 3, S, S), labels as int64 (N,), in canonical order; ``fingerprint`` of the whole content.
+
+    ``own`` is what was found of one's own images (`lkca.data.own`); of the others `spec` says the same.
+    """
 
     name: str
     train_images: Tensor
@@ -98,6 +99,19 @@ class Dataset:
     test_labels: Tensor
     classes: list[str]
     fingerprint: str
+    own: Spec | None = None
+
+    @property
+    def stats(self) -> tuple[Triple, Triple]:
+        """Mean and standard deviation a channel, of pixels scaled to 0-1, by which images are normalised."""
+        s = self.own or spec(self.name)
+        return s.mean, s.std
+
+    @property
+    def policy(self) -> AutoAugmentPolicy | None:
+        """AutoAugment's policy for these images, None if there is none."""
+        s = self.own or DATASETS.get(self.name)
+        return (s.policy if s else None) or augment.POLICIES.get(self.name)
 
     @property
     def image_size(self) -> int:
@@ -141,6 +155,16 @@ class Dataset:
         keep = torch.from_numpy(np.sort(np.argsort(quantile, kind="stable")[:n]))
         return replace(self, train_images=self.train_images[keep], train_labels=self.train_labels[keep])
 
+    def tested_on(self, n: int) -> "Dataset":
+        """The data set with ``n`` test images, evenly from all of them, which come by class; fingerprint of the whole.
+
+        Raises ValueError unless ``n`` is from 1 to their number.
+        """
+        if not 1 <= n <= self.num_test:
+            raise ValueError(f"{self.name} has {self.num_test} test images, {n} were asked for")
+        keep = torch.arange(n) * self.num_test // n
+        return replace(self, test_images=self.test_images[keep], test_labels=self.test_labels[keep])
+
 
 def spec(name: str) -> Spec:
     """What data set ``name`` must look like; raises DataError naming those there are."""
@@ -149,27 +173,54 @@ def spec(name: str) -> Spec:
     return DATASETS[name]
 
 
-def stats(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def test_counts(name: str) -> list[int]:
+    """How many test images each class of a data set has, in class order."""
+    s = spec(name)
+    if s.torchvision is SVHN:
+        return [1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595]  # as published
+    return [s.test // s.classes] * s.classes
+
+
+def stats(name: str) -> tuple[Triple, Triple]:
     """Mean and standard deviation a channel, of pixels scaled to 0-1, as the released recipe normalises."""
     return spec(name).mean, spec(name).std
 
 
-def _find(name: str, root: Path) -> tuple[list[Path], Callable[[], list[Sample]]] | None:
+def _find(name: str, root: Path) -> tuple[list[Path], Callable[[], Listing]] | None:
     """The files a data set is kept in under ``root``, and how to list its samples; None if it is not there."""
     kind, folder = spec(name).torchvision, root / name
     if name.startswith("digits"):
         return [], partial(containers.digits, spec(name).image_size // 8)  # scikit-learn brings it along
-    if (folder / "train").is_dir() or (folder / "test").is_dir():
-        return [folder], partial(containers.image_folder, folder)
-    if kind is SVHN:
-        files = [root / SVHN.split_list[split][1] for split in ("train", "test")]
-        return (files, partial(containers.svhn, root)) if all(file.exists() for file in files) else None
-    kept: list[tuple[Path, Callable[[Path], list[Sample]]]]
-    if kind:
-        kept = [(root / part, partial(containers.cifar, kind)) for part in (kind.base_folder, kind.filename)]
-    else:
-        kept = [(root / f"tiny-imagenet-200{suffix}", containers.tiny) for suffix in ("", ".zip")]
-    return next((([path], partial(read, path)) for path, read in kept if path.exists()), None)
+    if tables := _tables(name, folder):
+        return tables, partial(parquet.listing, name, tables)
+    if _has_splits(folder):
+        return [folder], partial(containers.image_folder, name, folder)
+    kept: list[tuple[list[Path], Callable[[], Listing]]] = []
+    for place in (root, folder):
+        if name == "tiny-imagenet":
+            paths = [place / f"tiny-imagenet-200{suffix}" for suffix in ("", ".zip")]
+            kept += [([path], partial(containers.tiny, path)) for path in paths]
+        elif kind is not None and issubclass(kind, SVHN):
+            both = [place / SVHN.split_list[split][1] for split in ("train", "test")]
+            kept.append((both, partial(containers.svhn, place)))
+        elif kind is not None:
+            paths = [place / part for part in (kind.base_folder, kind.filename)]
+            kept += [([path], partial(containers.cifar, name, kind, path)) for path in paths]
+    if tables := _tables(name, parquet.in_hub_cache(root, name)):
+        kept.append((tables, partial(parquet.listing, name, tables)))
+    return next((there for there in kept if all(path.exists() for path in there[0])), None)
+
+
+def _tables(name: str, folder: Path | None) -> list[Path]:
+    return parquet.found(folder) if folder and name in classes.NAMES else []
+
+
+def _has_splits(folder: Path, deeper: bool = True) -> bool:
+    """Whether a folder, or one inside it, has a folder named as a split."""
+    inside = [name for name in files.entries(folder) if (folder / name).is_dir()]
+    if any(name in (*containers.TRAIN, *containers.TEST) for name in inside):
+        return True
+    return deeper and any(_has_splits(folder / name, deeper=False) for name in inside)
 
 
 def photographs(n: int, size: int, seed: int = 0) -> Tensor:
@@ -188,123 +239,45 @@ def photographs(n: int, size: int, seed: int = 0) -> Tensor:
     return torch.stack(made)
 
 
-def _decode(sample: Sample, s: Spec) -> tuple[np.ndarray, bytes]:
-    """Pixels (S, S, 3) and the digest that stands for the sample."""
-    _, _, where, read = sample
-    try:
-        content = read()
-        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) if isinstance(content, bytes) else content
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise DataError(f"{where} cannot be read ({error}): delete it and load the data set again") from error
-    if pixels.shape != (s.image_size, s.image_size, 3):
-        raise DataError(f"{where} is {pixels.shape[1]} x {pixels.shape[0]} pixels, not {s.image_size} x {s.image_size}")
-    told = content if s.digest == "file" and isinstance(content, bytes) else np.ascontiguousarray(pixels).data
-    return pixels, hashlib.sha256(told).digest()
-
-
-def _check_counts(name: str, samples: list[Sample], where: str) -> list[str]:
-    """The sorted class names; raises DataError on a missing class or a wrong count, naming it."""
-    s, todo = spec(name), f"delete {where} and load {name} again"
-    counts = {split: Counter(c for sp, c, *_ in samples if sp == split) for split in ("train", "test")}
-    classes = sorted(set().union(*counts.values()))
+def _check_counts(name: str, listing: Listing, where: str) -> list[str]:
+    """The class names in order; raises DataError on a missing class or a wrong count, naming it."""
+    s, others = spec(name), f"; {files.ends(listing.others)} and are not read" if listing.others else ""
+    rest = f"{others}; the whole of {name} is wanted there, or name the folder that has it with data_root"
+    counts = {split: Counter(c for sp, c, *_ in listing.samples if sp == split) for split in ("train", "test")}
+    found = classes.ordered(name, set().union(*counts.values()))
     for split, expected in (("train", s.train), ("test", s.test)):
-        found, each = counts[split], expected // s.classes
-        for c in classes:
-            if found[c] != each and (s.balanced or not found[c]):
-                raise DataError(f"{where}: class {c} has {found[c] or 'no'} {split} images, expected {each}: {todo}")
-        if len(classes) != s.classes:
-            raise DataError(f"{where}: {len(classes)} classes, expected {s.classes}: {todo}")
-        if found.total() != expected:
-            raise DataError(f"{where}: {found.total()} {split} images, expected {expected}: {todo}")
-    return classes
+        count, each = counts[split], expected // s.classes
+        for c in found:
+            if count[c] != each and (s.balanced or not count[c]):
+                raise DataError(f"{where}: class {c} has {count[c] or 'no'} {split} images, expected {each}{rest}")
+        if len(found) != s.classes:
+            missing = [c for c in classes.NAMES.get(name, ()) if c not in found] if len(found) < s.classes else []
+            named = f" ({files.some(missing)} not among them)" if missing else ""
+            raise DataError(f"{where}: {len(found)} classes, expected {s.classes}{named}{rest}")
+        if count.total() != expected:
+            raise DataError(f"{where}: {count.total()} {split} images, expected {expected}{rest}")
+    return found
 
 
-def _read(name: str, samples: list[Sample], where: str) -> Dataset:
-    s, classes = spec(name), _check_counts(name, samples, where)
-    number = {c: i for i, c in enumerate(classes)}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reading: Iterable[tuple[np.ndarray, bytes]] = pool.map(lambda sample: _decode(sample, s), samples)
-        with contextlib.suppress(ImportError):  # a machine that only trains need not have it
-            from tqdm import tqdm
-
-            reading = tqdm(
-                reading,
-                total=len(samples),
-                desc=f"reading {name}",
-                disable=name.startswith("digits"),
-                mininterval=1,
-                leave=False,
-            )
-        decoded = list(reading)
-    splits, everything = {}, hashlib.sha256(f"{s.image_size} {s.classes}".encode())
-    for split in ("train", "test"):
-        # by class, then by content: the same in every container
-        keys = sorted((number[c], decoded[i][1], i) for i, (sp, c, *_) in enumerate(samples) if sp == split)
-        for label, digest, _ in keys:
-            everything.update(b"%s %d " % (split.encode(), label) + digest)
-        images = np.empty((len(keys), 3, s.image_size, s.image_size), np.uint8)
-        for image, (_, _, i) in zip(images, keys, strict=True):
-            image[:] = decoded[i][0].transpose(2, 0, 1)
-        splits[split] = torch.from_numpy(images), torch.tensor([label for label, *_ in keys])
-    fingerprint = everything.hexdigest()
+def _read(name: str, listing: Listing, where: str) -> Dataset:
+    s, found = spec(name), _check_counts(name, listing, where)
+    splits, fingerprint = canonical.arrange(name, listing.samples, found, s.image_size, s.digest)
     if s.fingerprint and fingerprint != s.fingerprint:
         raise DataError(
             f"{where}: the content is not {name}'s (fingerprint {fingerprint[:12]}…, expected {s.fingerprint[:12]}…): "
-            f"delete {where} and load {name} again"
+            f"{_other_content(s, listing)}, or name the folder that has it with data_root"
         )
-    if name == "tiny-imagenet":
-        classes = [c.partition(" ")[2] or c for c in classes]
-    return Dataset(name, *splits["train"], *splits["test"], classes, fingerprint)
+    return Dataset(name, *splits["train"], *splits["test"], [listing.titles.get(c, c) for c in found], fingerprint)
 
 
-def _signature(name: str, paths: list[Path]) -> str:
-    """Changes when a file of the source does: names, sizes and times, nothing is read."""
-    lines = [f"{_CACHE_FORMAT} {spec(name)}"]
-    for path in paths:
-        # Path.rglob would take three times as long
-        inside = [os.path.join(at, file) for at, _, files in os.walk(path) for file in files]
-        for file in sorted(inside) if path.is_dir() else [path]:
-            stat = os.stat(file)
-            lines.append(f"{os.path.relpath(file, path.parent)} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _load_cache(file: Path, signature: str) -> Dataset | None:
-    if not file.exists():
-        return None
-    try:
-        saved = torch.load(file, weights_only=True)
-        if saved.pop("signature") != signature:
-            return None
-        content_hash = saved.pop("content")
-        ds = Dataset(**saved)
-        if content_hash != _content(ds):
-            raise ValueError("its content has changed")
-        return ds
-    except Exception as error:  # torch raises many kinds for a damaged file
-        print(f"the cache {file} is damaged ({error}): reading the data set again", file=sys.stderr)
-        return None
-
-
-def _content(ds: Dataset) -> str:
-    h = hashlib.sha256(ds.fingerprint.encode())
-    for t in (ds.train_images, ds.train_labels, ds.test_images, ds.test_labels):
-        h.update(t.numpy().data)
-    return h.hexdigest()
-
-
-def _save_cache(file: Path, ds: Dataset, signature: str) -> None:
-    """Write aside and rename; a cache that cannot be written is only slower, so it is said and not raised."""
-    aside = file.with_name(f"{file.name}.{os.getpid()}.aside")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**vars(ds), "signature": signature, "content": _content(ds)}, aside)
-        os.replace(aside, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        print(f"the cache {file} cannot be written ({error}): every load will decode again", file=sys.stderr)
-    finally:
-        with contextlib.suppress(OSError):  # it is there after an error or an interrupt only
-            aside.unlink()
+def _other_content(s: Spec, listing: Listing) -> str:
+    """What may be the matter with images of the right number and size, and what is wanted."""
+    if s.digest != "file":
+        return "some pixels or labels differ, wanted is what was published"
+    first = listing.samples[0][3]()
+    jpeg = isinstance(first, bytes) and first[:2] == b"\xff\xd8"
+    known = "the images may have been encoded anew" if jpeg else "the images are no JPEG, so they were encoded anew"
+    return f"{known}; wanted are the published files, byte for byte"
 
 
 def available(name: str, root: Path | str = ROOT) -> bool:
@@ -329,27 +302,38 @@ def downloadable(name: str, seconds: float = 5) -> bool:
 
 def _download(name: str, root: Path) -> None:
     """Fetch into a folder aside with checksums and a progress bar, then move into place: whole or not at all."""
-    s = spec(name)
+    s, there = spec(name), _instead(root / name)
+    if s.url is None:
+        raise DataError(
+            f"{name} is not in {root}{there}: wanted is {root / name} with train/<class>/* and test/<class>/*"
+        )
     try:
         if not downloadable(name):  # torchvision's downloader would wait for minutes
             raise OSError("the host does not answer")
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root, prefix=f".{name}-") as aside:
-            if s.torchvision is SVHN:
+            if s.torchvision is None:
+                download_url(s.url, aside, md5=_TINY_MD5)
+            elif s.torchvision is SVHN:
                 for split in ("train", "test"):
                     if not (root / SVHN.split_list[split][1]).exists():
                         SVHN(aside, split, download=True)
-            elif s.torchvision:
-                s.torchvision(aside, download=True)
             else:
-                download_url(s.url, aside, md5=_TINY_MD5)
+                s.torchvision(aside, download=True)
             for file in Path(aside).iterdir():
                 if not (root / file.name).exists():  # another process may have been faster
                     os.replace(file, root / file.name)
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # torchvision's bad checksum is a RuntimeError
         full = getattr(error, "errno", None) == errno.ENOSPC
         todo = "free some space there" if full else "put it there by hand, or name the folder that has it"
-        raise DataError(f"{name} is not in {root} and downloading {s.url} failed ({error}): {todo}") from error
+        raise DataError(f"{name} is not in {root}{there} and downloading {s.url} failed ({error}): {todo}") from error
+
+
+def _instead(folder: Path) -> str:
+    """What lies where a data set could be and is not, in words."""
+    if inside := files.entries(folder):
+        return f" ({folder} has {files.some(inside)}, in which none of its layouts was found)"
+    return f" ({folder} is a link to what is not there)" if folder.is_symlink() and not folder.exists() else ""
 
 
 def load(name: str, root: Path | str = ROOT) -> Dataset:
@@ -381,9 +365,9 @@ def load(name: str, root: Path | str = ROOT) -> Dataset:
     paths, samples = found
     if not paths:
         return _read(name, samples(), "scikit-learn")
-    signature, cache = _signature(name, paths), root / ".cache" / f"{name}.pt"
-    ds = _load_cache(cache, signature)
-    if ds is None:
-        ds = _read(name, samples(), str(paths[0]))
-        _save_cache(cache, ds, signature)
+    signature, kept = cache.signature(f"{spec(name)}", paths), root / ".cache" / f"{name}.pt"
+    if (saved := cache.read(kept, signature)) is not None:
+        return Dataset(**saved)
+    ds = _read(name, samples(), str(paths[0]) if len(paths) == 1 else str(paths[0].parent))
+    cache.write(kept, vars(ds), signature)
     return ds

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
 
+from lkca.data import decode, files
 from lkca.data import images as data
 from lkca.data.images import DataError
 
@@ -187,7 +188,8 @@ def load(name: str, root: Path | str = data.ROOT) -> Scenes:
 
     Raises:
         DataError: on an unknown name, a file that is missing, damaged or the wrong size, a label that does not exist,
-            a wrong count, content that is not the known one, or no way to download.
+            a wrong count, content that is not the known one, or no way to download. Names, counts, masks and sizes are
+            looked at before anything is decoded.
     """
     s, root = spec(name), Path(root).expanduser()
     if name == "digit-scenes":
@@ -195,23 +197,27 @@ def load(name: str, root: Path | str = data.ROOT) -> Scenes:
         return _checked(name, train, test, ("background", *map(str, range(10))), "scikit-learn's digits")
     if not available(name, root):
         _download(name, root)
-    folder, *splits = _LAYOUT[name]
-    train, test = (
-        _read(name, root / folder / images, root / folder / labels, expected)
-        for (images, labels), expected in zip(splits, (s.train, s.test), strict=True)
-    )
-    return _checked(name, train, test, _class_names(name, root / folder), str(root / folder))
+    folder = root / _LAYOUT[name][0]
+    classes = _class_names(name, folder)
+    sizes = [_sizes(name, pairs) for pairs in _pairs(name, folder)]
+    train, test = (_read(name, *found) for found in sizes)
+    return _checked(name, train, test, classes, str(folder))
 
 
 def _class_names(name: str, folder: Path) -> tuple[str, ...]:
     if name == "camvid":
         return CAMVID
-    file = folder / "objectInfo150.txt"
+    file, wanted = folder / "objectInfo150.txt", "the one of ADEChallengeData2016.zip is wanted there"
+    if not file.exists():
+        raise DataError(f"{file} cannot be read, for it is missing: {wanted}")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()[1:]
-        return tuple(line.split("\t")[4].split(",")[0].strip() for line in lines)
+        lines = files.checked(file).read_text(encoding="utf-8").splitlines()[1:]
+        names = tuple(line.split("\t")[4].split(",")[0].strip() for line in lines)
     except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise DataError(f"{file} cannot be read ({error}): delete {folder} and load ade20k again") from error
+        raise DataError(f"{file} cannot be read as a table of classes ({error}): {wanted}") from error
+    if len(names) != spec(name).classes:
+        raise DataError(f"{file}: {len(names)} classes, expected {spec(name).classes}: {wanted}")
+    return names
 
 
 def _download(name: str, root: Path) -> None:
@@ -232,57 +238,78 @@ def _download(name: str, root: Path) -> None:
         ) from error
 
 
-def _open(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read ({error}): delete it and get the data set again") from error
+Pair = tuple[Path, Path]  # an image and its mask
 
 
-def _read(name: str, images: Path, labels: Path, expected: int) -> tuple[Pictures, list[bytes]]:
+def _pairs(name: str, folder: Path) -> list[list[Pair]]:
+    """Of train and test the images with their masks, in order; raises DataError on a wrong count or a missing mask."""
+    s, both = spec(name), []
+    for (images, labels), expected in zip(_LAYOUT[name][1:], (s.train, s.test), strict=True):
+        if not (folder / images).is_dir() or not (folder / labels).is_dir():
+            inside = files.some(files.entries(folder)) or "nothing"
+            raise DataError(f"{folder}: the folders {images} and {labels} are wanted there; it has {inside}")
+        there = files.entries(folder / images)
+        found = [Path(file) for file in there if files.is_image(file)]
+        if len(found) != expected:
+            other = [file for file in there if not files.is_image(file)]
+            rest = f"; {files.ends(other)}, which are not read" if other else ""
+            raise DataError(f"{folder / images}: {len(found)} images, expected {expected}{rest}")
+        masks = set(files.entries(folder / labels))
+        if missing := [f"{file.stem}.png" for file in found if f"{file.stem}.png" not in masks]:
+            raise DataError(
+                f"{folder / labels / missing[0]} cannot be read: of {expected} masks, one for each image in "
+                f"{folder / images}, {len(missing)} are missing: {files.some(missing, 100)}"
+            )
+        both.append([(folder / images / file, folder / labels / f"{file.stem}.png") for file in found])
+    return both
+
+
+def _sizes(name: str, pairs: list[Pair]) -> tuple[list[Pair], np.ndarray]:
+    """The pairs with each image's height and width, int64 (N, 2), from the headers alone.
+
+    Raises DataError on a file without a header, a mask that is none, and one of another size than its image.
+    """
+
+    def size(pair: Pair) -> tuple[int, int]:
+        image, mask = pair
+        width, height = decode.size(image, str(image))
+        with decode.opened(mask, str(mask)) as header:
+            if header.mode not in ("L", "P"):
+                raise DataError(f"{mask} is no mask of 8-bit labels, its mode is {header.mode}")
+            if header.size != (width, height):
+                found, wanted = (" x ".join(map(str, size)) for size in (header.size, (width, height)))
+                raise DataError(f"{mask} is {found} pixels, not the {wanted} pixels of its image")
+        return height, width
+
+    with decode.guarded(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return pairs, np.array(list(pool.map(size, pairs)), np.int64)
+
+
+def _read(name: str, pairs: list[Pair], sizes: np.ndarray) -> tuple[Pictures, list[bytes]]:
     """The pictures of a split, and for each the digest that stands for it."""
-    s = spec(name)
-    files = sorted(file for file in images.glob("*") if file.suffix in (".png", ".jpg") and file.name[0] != ".")
-    if len(files) != expected:
-        raise DataError(f"{images}: {len(files)} images, expected {expected}: delete it and get the data set again")
+    s, ends = spec(name), sizes.prod(axis=1).cumsum()
+    pixels, flat = np.empty((ends[-1], 3), np.uint8), np.empty(ends[-1], np.uint8)
 
-    def size(file: Path) -> tuple[int, int]:
-        with _open(file) as image:
-            return image.height, image.width
+    def fill(i: int) -> bytes:
+        part, (image, mask) = slice(ends[i] - sizes[i].prod(), ends[i]), pairs[i]
+        height, width = sizes[i].tolist()
+        pixels[part] = decode.pixels(image, str(image), (width, height)).reshape(-1, 3)
+        found = _labels(mask)
+        if found.max() > s.largest:
+            raise DataError(f"{mask}: label {found.max()} does not exist, the largest is {s.largest}")
+        flat[part] = s.to_ours(found).reshape(-1)
+        content = image.read_bytes() if s.digest == "file" else pixels[part].data
+        return hashlib.sha256(content).digest()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = np.array(list(pool.map(size, files)), np.int64)
-        ends = sizes.prod(axis=1).cumsum()
-        pixels, flat = np.empty((ends[-1], 3), np.uint8), np.empty(ends[-1], np.uint8)
-
-        def fill(i: int) -> bytes:
-            part = slice(ends[i] - sizes[i].prod(), ends[i])
-            mask = labels / f"{files[i].stem}.png"
-            pixels[part] = _decoded(files[i], "RGB", sizes[i]).reshape(-1, 3)
-            found = _decoded(mask, None, sizes[i])
-            if found.max() > s.largest:
-                raise DataError(f"{mask}: label {found.max()} does not exist, the largest is {s.largest}")
-            flat[part] = s.to_ours(found).reshape(-1)
-            content = files[i].read_bytes() if s.digest == "file" else pixels[part].data
-            return hashlib.sha256(content).digest()
-
-        digests = list(pool.map(fill, range(len(files))))
+    with decode.guarded(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(fill, range(len(pairs))))
     return Pictures(torch.from_numpy(pixels), torch.from_numpy(flat), sizes, ends - sizes.prod(axis=1)), digests
 
 
-def _decoded(file: Path, mode: str | None, size: np.ndarray) -> np.ndarray:
-    """Pixels of an image (H, W, 3), or of a mask (H, W) whose numbers are its labels."""
-    with _open(file) as image:
-        if mode is None and image.mode not in ("L", "P"):
-            raise DataError(f"{file} is no mask of 8-bit labels, its mode is {image.mode}")
-        try:
-            found = np.asarray(image.convert(mode) if mode else image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{file} is damaged ({error}): delete it and get the data set again") from error
-    if found.shape[:2] != tuple(size):
-        wanted = f"{size[1]} x {size[0]} pixels of its image"
-        raise DataError(f"{file} is {found.shape[1]} x {found.shape[0]} pixels, not the {wanted}")
-    return found
+def _labels(mask: Path) -> np.ndarray:
+    """A mask, uint8 (H, W), whose numbers are its labels; of a palette the numbers, not the colours."""
+    with decode.opened(mask, str(mask)) as image:
+        return np.asarray(image)
 
 
 def _checked(
@@ -298,7 +325,7 @@ def _checked(
     if s.fingerprint and content.hexdigest() != s.fingerprint:
         raise DataError(
             f"{where}: the content is not {name}'s (fingerprint {content.hexdigest()[:12]}…, expected "
-            f"{s.fingerprint[:12]}…): get the data set again"
+            f"{s.fingerprint[:12]}…): some pixels or labels differ, wanted is what was published"
         )
     return Scenes(name, train[0], test[0], classes, content.hexdigest())
 

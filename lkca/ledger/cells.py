@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lkca.ledger.protocols import PROTOCOLS
-from lkca.ledger.records import Record
+from lkca.ledger.runs import Record
 from lkca.models import zoo
 
 FULL = ("released", "paper")  # protocols that may speak about the paper's numbers
@@ -13,10 +13,15 @@ LISTED = (*SHOWN, *(f"{protocol}-drop-path" for protocol in ("released", "sketch
 
 
 def of_cell(ledger: Sequence[Record], dataset: str, protocol: str, row: str) -> list[Record]:
-    """The records of a cell under a protocol, by seed: those made with that protocol's present settings."""
+    """The records of a cell under a protocol, by seed: those made with the present settings of protocol and row.
+
+    Of a seed that was trained in several precisions the first run counts: they share every draw, so that the others
+    say nothing new about the cell.
+    """
     settings = (dataset, zoo.canonical(row), protocol, PROTOCOLS[protocol].hash)
-    found = [r for r in ledger if (r.dataset, r.row, r.protocol, r.protocol_hash) == settings]
-    return sorted(found, key=lambda r: r.seed)
+    found = [r for r in ledger if (r.dataset, r.row, r.protocol, r.protocol_hash) == settings and not r.apart]
+    first = {r.same_draws: r for r in sorted(found, key=lambda r: r.finished, reverse=True)}
+    return [first[draws] for draws in sorted(first)]
 
 
 def select(

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lkca.ledger.records import Record
+from lkca.ledger.runs import Record
 
 DRAWS = 10_000
 ENOUGH = 5  # degrees of freedom: t's 95 % half-width is then 2.6 deviations, of two degrees 4.3
@@ -64,7 +64,7 @@ def binomial_error(top1: float, images: int) -> float:
 
 def shared(*rows: Sequence[Record]) -> tuple[list[list[Record]], list[int]]:
     """Of each row the runs whose draws all rows have, by seed; and these seeds."""
-    known = [{r.draws: r for r in runs} for runs in rows]
+    known = [{r.same_draws: r for r in runs} for runs in rows]
     draws = sorted(set.intersection(*map(set, known)))
     return [[runs[d] for d in draws] for runs in known], [seed for seed, _ in draws]
 
@@ -73,7 +73,7 @@ def pooled(runs: Sequence[Record]) -> Spread:
     """The spread over seeds, pooled over all cells with two or more made by one engine at one precision."""
     alike: dict[tuple, list[Record]] = {}
     for r in runs:
-        alike.setdefault((r.dataset, r.row, r.protocol_hash, r.draws[1], r.precision), []).append(r)
+        alike.setdefault((r.dataset, r.row, r.protocol_hash, r.draws, r.row_hash, r.precision), []).append(r)
     cells = [cell for cell in alike.values() if len(cell) > 1]
     freedom = sum(len(cell) - 1 for cell in cells)
     squares = sum(np.var([r.top1 for r in cell]) * len(cell) for cell in cells)

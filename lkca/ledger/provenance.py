@@ -7,8 +7,9 @@ A `Number` is what a table shows, with its records; `lkca.pages.rendering.table_
 import re
 from collections.abc import Iterable, Sequence
 
+from lkca.data import images
 from lkca.ledger import records
-from lkca.ledger.records import Run, SegmentationRecord
+from lkca.ledger.runs import Run, SegmentationRecord
 
 _FIRST = "a5f35eb5853d72ac912320b74945233cb26a2ac2"  # at this commit the protocols still stood in train.py
 
@@ -74,6 +75,7 @@ def _modules(run: Run) -> tuple[str, str, str, str]:
     segmented = isinstance(run, SegmentationRecord)
     if _version(run) >= (0, 6):
         source, protocols = ("scenes", "SEGMENTATION") if segmented else ("images", "PROTOCOLS")
+        source = source if segmented or run.dataset in images.DATASETS else "own"  # a folder of that name
         imports = f"from lkca.data import {source}; from lkca.ledger import protocols; from lkca.training import engine"
         return imports, "engine", source, f"protocols.{protocols}"
     source, keeper = ("scenes", "segment") if segmented else ("data", "protocols")

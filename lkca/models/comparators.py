@@ -28,6 +28,8 @@ import torch
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
+from lkca.models.vit import check_images
+
 
 class DropPath(nn.Module):
     """A classifier whose residual branches are dropped sample by sample, by numbers from outside.
@@ -36,14 +38,19 @@ class DropPath(nn.Module):
         model: images to logits, its own stochastic depth at rate 0.
         rates: of the branches, by the branch's module name. A branch's output is what is added to the stream.
         calls: how often a forward pass calls these branches in all, more than once each in RegionViT.
+        image_size: pixels a side of the images that the model is built for.
         stackable, capturable: see `Family`; for the engine.
 
-    Shapes: (B, 3, H, W) -> (B, classes). ``num_draws`` is how many uniform numbers a sample needs, one a call in the
-    order of the calls, or 0 if every rate is 0.
+    Shapes: (B, 3, image_size, image_size) -> (B, classes). ``num_draws`` is how many uniform numbers a sample needs,
+    one a call in the order of the calls, or 0 if every rate is 0.
     """
 
-    def __init__(self, model: nn.Module, rates: Mapping[str, float], calls: int, *, stackable: bool, capturable: bool):
+    def __init__(
+        self, model: nn.Module, rates: Mapping[str, float], calls: int, *, image_size: int, stackable: bool,
+        capturable: bool,
+    ):  # fmt: skip
         super().__init__()
+        self.image_size = image_size
         self.model, self.stackable, self.capturable = model, stackable, capturable
         self.num_draws = calls if any(rates.values()) else 0
         self._draws = _Draws()
@@ -58,12 +65,13 @@ class DropPath(nn.Module):
         """Logits, (B, classes), of normalised images.
 
         ``uniform_BR`` (B, num_draws), from [0, 1), decides what is dropped; None draws it from torch's generator in
-        training mode. In evaluation mode nothing is dropped.
+        training mode. In evaluation mode nothing is dropped. Raises ValueError on images of another shape.
         """
+        check_images(image_BCHW, self.image_size, self.image_size)
         if not self.training or not self.num_draws:
             return self.model(image_BCHW)
         if uniform_BR is None:
-            uniform_BR = torch.rand(len(image_BCHW), self.num_draws, device=image_BCHW.device)
+            uniform_BR = torch.rand(image_BCHW.shape[0], self.num_draws, device=image_BCHW.device)
         self._draws.left = list(uniform_BR.unbind(1))
         try:
             return self.model(image_BCHW)
@@ -122,6 +130,7 @@ def _swin(size: int, classes: int, *, dim: int, depths: tuple, heads: tuple) -> 
     model = _timm().models.swin_transformer.SwinTransformer(
         img_size=size, patch_size=size // 16, num_classes=classes, embed_dim=dim, depths=depths, num_heads=heads,
         window_size=4, mlp_ratio=2.0, drop_path_rate=0.0,
+        weight_init="skip",  # timm's own is a truncated normal; the released one begins as PyTorch's layers do
     )  # fmt: skip
     model.patch_embed = nn.Sequential(model.patch_embed, _Position(16, dim))
     model.head.global_pool = nn.Sequential(
@@ -263,6 +272,7 @@ class Comparator:
         drop_path: as released, in the first block and in the last.
         printed_at: image size and classes at which the paper counts its parameters and FLOPs.
         deviation: why our counts differ from the printed ones, if they do.
+        first_weights: raised when the code begins with other ones.
     """
 
     family: str
@@ -270,11 +280,16 @@ class Comparator:
     drop_path: tuple[float, float] = (0.0, 0.0)
     printed_at: tuple[int, int] = (64, 200)
     deviation: str | None = None
+    first_weights: int = 1
 
 
 ROWS: dict[str, Comparator] = {
-    "Swin-T": Comparator("Swin", {"dim": 64, "depths": (1, 2, 1), "heads": (2, 4, 8)}, (0.0, 0.1), (32, 10)),
-    "Swin-S": Comparator("Swin", {"dim": 84, "depths": (1, 3, 2), "heads": (3, 6, 12)}, (0.0, 0.1), (32, 10)),
+    "Swin-T": Comparator(
+        "Swin", {"dim": 64, "depths": (1, 2, 1), "heads": (2, 4, 8)}, (0.0, 0.1), (32, 10), first_weights=2
+    ),
+    "Swin-S": Comparator(
+        "Swin", {"dim": 84, "depths": (1, 3, 2), "heads": (3, 6, 12)}, (0.0, 0.1), (32, 10), first_weights=2
+    ),
     "CaiT-T": Comparator(
         "CaiT",
         {"dim": 72, "depth": 16, "cls_depth": 1, "mlp_dim": 144, "heads": 4, "dim_head": 32},
@@ -358,4 +373,5 @@ def build(name: str, *, image_size: int, num_classes: int, drop_path: float | No
     first, last = row.drop_path if drop_path is None else (drop_path, drop_path)
     slope = (last - first) / (len(blocks) - 1)
     rates = {name: first + slope * blocks.index(name.rpartition(".")[0]) for name in calls}
-    return DropPath(model, rates, sum(calls.values()), stackable=family.stackable, capturable=family.capturable)
+    kind = {"stackable": family.stackable, "capturable": family.capturable}
+    return DropPath(model, rates, sum(calls.values()), image_size=image_size, **kind)

@@ -78,6 +78,12 @@ class Block(nn.Module):
         return x_BTD
 
 
+def check_images(image_BCHW: Tensor, height: int, width: int) -> None:
+    """Raise ValueError unless these are colour images, (B, 3, height, width)."""
+    if image_BCHW.ndim != 4 or tuple(image_BCHW.shape[1:]) != (3, height, width):
+        raise ValueError(f"images should be (B, 3, {height}, {width}), are {tuple(image_BCHW.shape)}")
+
+
 class ViT(nn.Module):
     """A vision transformer with a choice of token mixer.
 
@@ -135,7 +141,7 @@ class ViT(nn.Module):
         if image_size % patch_size:
             raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}")
         grid = image_size // patch_size
-        self.patch_size = patch_size
+        self.image_size, self.patch_size = image_size, patch_size
         self.patch_embed = nn.Linear(3 * patch_size**2, dim)
         self.class_token = nn.Parameter(torch.empty(dim)) if pooling == "class" else None
         self.pos_embed = nn.Parameter(torch.empty(grid**2 + (pooling == "class"), dim))
@@ -177,12 +183,13 @@ class ViT(nn.Module):
         if not self.training or not self.num_draws:
             uniform_BR = None
         elif uniform_BR is None:
-            uniform_BR = torch.rand(len(image_BCHW), self.num_draws, device=image_BCHW.device)
+            uniform_BR = torch.rand(image_BCHW.shape[0], self.num_draws, device=image_BCHW.device)
         p = self.patch_size
+        check_images(image_BCHW, self.image_size, self.image_size)
         patches = rearrange(image_BCHW, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
         x = self.patch_embed(patches)  # (B, N, D)
         if self.class_token is not None:
-            x = torch.cat([repeat(self.class_token, "d -> b 1 d", b=len(x)), x], dim=1)  # (B, N + 1, D)
+            x = torch.cat([repeat(self.class_token, "d -> b 1 d", b=x.shape[0]), x], dim=1)  # (B, N + 1, D)
         x = x + self.pos_embed
         r = self.num_draws // max(len(self.blocks), 1)  # branches of a block
         for i, block in enumerate(self.blocks):

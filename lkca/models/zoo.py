@@ -42,6 +42,7 @@ class Row:
     kernel_size: int | None = None
     kernel_init: str = "zeros"
     deviation: str | None = None
+    first_weights: int = 1  # raised when the code begins with other ones
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def contrasts(size: str) -> tuple[Contrast, ...]:
     The first contrast is the published comparison; the next three are its steps, and their differences add up to it.
     """
     vits = {"0.5M": "ViT/0.5M", "2M": "ViT/2M", "2.69M": "ViT"}
-    if size not in vits:
+    if size not in tuple(vits):  # of a tuple, because a list has no hash to be looked up by
         raise ValueError(f"size={size!r} is not one of {', '.join(map(repr, vits))}")
     vit, lkca = vits[size], f"{vits[size]}-LKCA"
     return (
@@ -208,7 +209,9 @@ def comparators_of(group: str) -> tuple[str, ...]:
 
 
 def canonical(name: str) -> str:
-    """The one name of a row, whichever of the paper's names it is called by."""
+    """The one name of a row, whichever of the paper's names it is called by; raises ValueError on what is no text."""
+    if not isinstance(name, str):
+        raise ValueError(f"row {name!r} is no name of a row; the rows are {', '.join((*ROWS, *comparators.ROWS))}")
     return ALIASES.get(name, name)
 
 
@@ -225,6 +228,14 @@ def step(name: str) -> int:
     """What a row's image sizes are multiples of; raises ValueError on an unknown row."""
     r = row(name)
     return comparators.FAMILIES[r.family].step if isinstance(r, Comparator) else GRID
+
+
+def check_size(name: str, image_size: int, num_classes: int) -> None:
+    """Raise ValueError unless a row can be built for images of so many pixels a side and for so many classes."""
+    if image_size % step(name) or image_size <= 0:
+        raise ValueError(f"image_size={image_size} does not suit {name}: use a multiple of {step(name)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} is no number of classes: use 1 or more")
 
 
 def build(
@@ -247,8 +258,7 @@ def build(
         ValueError: on a name that does not exist or a size that does not suit the row.
     """
     r = row(name)
-    if image_size % step(name) or image_size <= 0:
-        raise ValueError(f"image_size={image_size} does not suit {name}: use a multiple of {step(name)}")
+    check_size(name, image_size, num_classes)
     if isinstance(r, Comparator):
         size = {"image_size": image_size, "num_classes": num_classes}
         return comparators.build(canonical(name), **size, drop_path=drop_path)

@@ -17,7 +17,7 @@ from lkca.data.images import NAMES
 from lkca.ledger.cells import FULL, SHORT, SHOWN, of_cell, select
 from lkca.ledger.intervals import Difference, paired, shared
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import Record, SegmentationRecord
+from lkca.ledger.runs import Record, SegmentationRecord
 from lkca.models import complexity, segmenters, zoo
 from lkca.pages import segmentation_tables, tables
 from lkca.pages.tables import NOT_RUN, VERDICTS

@@ -22,7 +22,8 @@ from lkca.data import images as data
 from lkca.data import scenes
 from lkca.ledger.protocols import PROTOCOLS, SEGMENTATION, Protocol
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import RESULTS, Run
+from lkca.ledger.records import RESULTS
+from lkca.ledger.runs import Run
 from lkca.models import complexity, segmenters, zoo
 from lkca.pages.speed import WANTED
 from lkca.studies.benchmark import SIZES

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from lkca.data import images as data
 from lkca.ledger import cells
 from lkca.ledger.cells import FULL, SHOWN, select
 from lkca.ledger.intervals import Difference
-from lkca.ledger.records import Record
+from lkca.ledger.runs import Record
 from lkca.models import complexity, zoo
 from lkca.pages import claims, rivals, tables
 from lkca.pages.rendering import INK, LKCA, VIT, folded, show, style, table_html

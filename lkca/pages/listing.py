@@ -6,7 +6,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import MEASURES, Record, Run, path_of
+from lkca.ledger.records import path_of
+from lkca.ledger.runs import MEASURES, Record, Run
 from lkca.pages.rendering import table_html
 from lkca.training.jobs import Job
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from IPython.display import HTML
 
 from lkca.ledger.provenance import anchor, command, result
-from lkca.ledger.records import Run
+from lkca.ledger.runs import Run
 
 COLUMNS = ("row", "data set", "protocol", "seed", "result, %", "device", "precision", "minutes", "finished", "commit")
 
@@ -43,11 +43,12 @@ def _details(run: Run) -> str:
     )
 
 
-def page(ledger: Sequence[Run], broken: Sequence[str] = ()) -> HTML:
+def page(ledger: Sequence[Run], broken: Sequence[str] = (), diverged: Sequence[dict] = ()) -> HTML:
     """All records in one table that a reader can search and sort; each opens to what repeats it.
 
     It needs no network, and without JavaScript shows the same in the order of the ledger. A link to several records
-    (see `link`) shows these alone.
+    (see `link`) shows these alone. Below it stand the records that are broken, those that cannot be compared, and the
+    runs that diverged and so have none.
     """
     lines = []
     for run in ledger:
@@ -56,7 +57,12 @@ def page(ledger: Sequence[Run], broken: Sequence[str] = ()) -> HTML:
         cells += "".join(f"<td>{text}</td>" for text in others)
         lines.append(f'<tr id="{html.escape(anchor(run))}">{cells}</tr>')
     template = (Path(__file__).parent / "provenance.html").read_text(encoding="utf-8")
-    below = "".join(f'<p class="lkca-note">Left out, because broken: {html.escape(b)}</p>' for b in broken)
+    notes = [f"Left out, because broken: {b}" for b in broken]
+    notes += [f"Stands apart, in no table: {anchor(run)}, because {run.apart}" for run in ledger if run.apart]
+    notes += [
+        f"Diverged, without a record: {note.get('row')} on {note.get('dataset')}: {note['what']}" for note in diverged
+    ]
+    below = "".join(f'<p class="lkca-note">{html.escape(note)}</p>' for note in notes)
     parts = {
         "<!--HEAD-->": "".join(f'<th scope="col">{html.escape(name)}</th>' for name in COLUMNS),
         "<!--BODY-->": "\n".join(lines),

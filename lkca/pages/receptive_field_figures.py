@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lkca.data import images as data
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import RESULTS, Record
+from lkca.ledger.records import RESULTS
+from lkca.ledger.runs import Record
 from lkca.models import zoo
 from lkca.models.vit import ViT
 from lkca.operator import LKCA
@@ -26,6 +27,7 @@ from lkca.studies import weights
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73")  # Okabe and Ito's vermillion, blue and green
 DASHES = ("-", "-", "--")  # where two curves are one, both show
+MOST = 10_000  # images at a time: as many as a test set has
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 TOKENS = {"centre": (4, 4), "edge": (0, 4), "corner": (0, 0)}  # on the 8 x 8 grid
 GRID = (zoo.GRID, zoo.GRID)
@@ -70,6 +72,8 @@ def images_for(record: Record, n: int, source: str = "photographs", data_root: P
 
     ``source`` is "photographs", see `lkca.data.images.photographs`, or "dataset" for the record's own test images.
     """
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MOST:
+        raise ValueError(f"num_images={n!r} is not a whole number from 1 to {MOST:,}")
     if source == "photographs":
         images = data.photographs(n, record.image_size)
     elif source == "dataset":

@@ -14,7 +14,7 @@ from lkca.data import images as data
 from lkca.ledger import records
 from lkca.ledger.cells import SHORT, of_cell, select
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import Record
+from lkca.ledger.runs import Record
 from lkca.models import comparators, complexity, zoo
 from lkca.models.comparators import Comparator
 from lkca.pages import tables

@@ -16,7 +16,7 @@ from PIL import Image
 from lkca.data import scenes
 from lkca.ledger import records
 from lkca.ledger.protocols import SEGMENTATION
-from lkca.ledger.records import SegmentationRecord
+from lkca.ledger.runs import SegmentationRecord
 from lkca.models import segmenters
 from lkca.pages import segmentation_tables as tables
 from lkca.pages.rendering import INK, LKCA, VIT, show, style

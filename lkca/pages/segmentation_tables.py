@@ -16,10 +16,9 @@ import pandas as pd
 import torch
 
 from lkca.data import scenes
-from lkca.ledger import records
 from lkca.ledger.protocols import ORIGIN, SEGMENTATION
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import MEASURES, SegmentationRecord
+from lkca.ledger.runs import MEASURES, SegmentationRecord, measures
 from lkca.models import segmenters
 from lkca.pages.tables import NOT_RUN
 from lkca.published import FOLDER
@@ -207,7 +206,7 @@ def constant(r: SegmentationRecord) -> dict[str, float]:
     """What predicting the most frequent class everywhere would score on the test set of a record."""
     truth = np.array(r.truth)
     best = np.arange(len(truth)) == truth.argmax()
-    return records.measures(np.where(best, truth, 0), np.where(best, truth.sum(), truth), truth)
+    return measures(np.where(best, truth, 0), np.where(best, truth.sum(), truth), truth)
 
 
 def own(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str = "reduced") -> pd.DataFrame:
@@ -250,8 +249,9 @@ def per_class(ledger: Sequence[SegmentationRecord], dataset: str, classes: Seque
     for k, name in enumerate(classes):
         line, share = {"class": name}, ""
         for row, found in runs.items():
-            iou = [100 * r.intersection[k] / max(r.union[k], 1) for r in found]
-            line[row] = Number(f"{np.mean(iou):.1f}", found) if found else NOT_RUN
+            iou = [100 * r.intersection[k] / r.union[k] for r in found if r.union[k]]
+            shown = f"{np.mean(iou):.1f}" if iou else "–"  # a class that occurs nowhere has none, as in the mean
+            line[row] = Number(shown, found) if found else NOT_RUN
             share = f"{100 * found[0].truth[k] / sum(found[0].truth):.2f}" if found else share
         lines.append(line | {"share of the pixels, %": share})
     return pd.DataFrame(lines, dtype=object)
@@ -268,7 +268,7 @@ def two_ways(ledger: Sequence[SegmentationRecord], dataset: str = "digit-scenes"
                 "whole image": partial(segmentation.whole, model),
             }
             for way, scores in ways.items():
-                found = records.measures(**segmentation.measure(scores, segmentation.subset(ds, p), torch.float32))
+                found = measures(**segmentation.measure(scores, segmentation.subset(ds, p), torch.float32))
                 shown = {MEASURES[key]: Number(f"{value:.2f}", [run]) for key, value in found.items()}
                 lines.append({"row": row, "evaluated by": way} | shown)
     return pd.DataFrame(lines, columns=["row", "evaluated by", *MEASURES.values()], dtype=object)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
 from lkca.ledger import records
-from lkca.ledger.records import RESULTS, Record
+from lkca.ledger.records import RESULTS
+from lkca.ledger.runs import Record
 from lkca.models import complexity
 from lkca.pages import rendering
 from lkca.studies.benchmark import SIZES, Setting
@@ -235,7 +236,7 @@ def engine_differences(ledger: Sequence[Record], dataset: str, protocol: str) ->
     lines = []
     runs = [r for r in ledger if (r.dataset, r.protocol) == (dataset, protocol)]
     for row in sorted({r.row for r in runs}):
-        first, now = ([r.top1 for r in runs if r.row == row and r.draws[1] == old]
+        first, now = ([r.top1 for r in runs if r.row == row and (r.draws == 1) == old]
                       for old in (True, False))  # fmt: skip
         if min(len(first), len(now)) > 1:
             interval = ttest_ind(now, first, equal_var=False).confidence_interval(0.95)

@@ -25,7 +25,7 @@ from lkca.ledger.cells import FULL, LISTED, SHORT, SHOWN, of_cell, select
 from lkca.ledger.intervals import Difference, binomial_error, of_seeds, paired
 from lkca.ledger.protocols import PROTOCOLS
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import Record
+from lkca.ledger.runs import Record
 from lkca.models import complexity, zoo
 from lkca.published import FOLDER
 
@@ -202,7 +202,9 @@ def controls(ledger: Sequence[Record], dataset: str, size: str) -> pd.DataFrame:
     return pd.DataFrame(lines, dtype=object)
 
 
-def cells(ledger: Sequence[Record], dataset: str, protocol: str, contrast: zoo.Contrast) -> tuple[list[Record], list[Record]]:
+def cells(
+    ledger: Sequence[Record], dataset: str, protocol: str, contrast: zoo.Contrast
+) -> tuple[list[Record], list[Record]]:
     """The runs before and after a contrast."""
     before, after = (of_cell(ledger, dataset, protocol, row) for row in (contrast.before, contrast.after))
     return before, after

@@ -13,7 +13,7 @@ from lkca.ledger.cells import LISTED, of_cell
 from lkca.ledger.intervals import DRAWS, Difference, Spread, binomial_error, has_lkca, pooled, shared
 from lkca.ledger.protocols import PROTOCOLS
 from lkca.ledger.provenance import Number
-from lkca.ledger.records import Record
+from lkca.ledger.runs import Record
 from lkca.pages.tables import NOT_RUN, pairs
 
 
@@ -94,7 +94,7 @@ def precisions(ledger: Sequence[Record]) -> pd.DataFrame:
     cells: dict[tuple, dict[tuple, dict[str, list[Record]]]] = {}
     for (dataset, protocol), found in _by_setting(ledger).items():
         for r in found:
-            cell = cells.setdefault((protocol, has_lkca(r)), {}).setdefault((dataset, r.row, r.draws[1]), {})
+            cell = cells.setdefault((protocol, has_lkca(r)), {}).setdefault((dataset, r.row, r.draws), {})
             cell.setdefault(r.precision, []).append(r)
     lines = []
     for (protocol, lkca), by_cell in sorted(cells.items()):
@@ -137,7 +137,7 @@ def _of_differences(found: Sequence[Record], dataset: str, protocol: str) -> str
     cells: dict[tuple, list[tuple[Record, Record]]] = {}
     for pair in pairs(1):
         for ends in zip(*shared(*(of_cell(found, dataset, protocol, row) for row in pair))[0], strict=True):
-            cells.setdefault((pair, ends[0].draws[1], *(r.precision for r in ends)), []).append(ends)
+            cells.setdefault((pair, ends[0].draws, *(r.precision for r in ends)), []).append(ends)
     several = [cell for cell in cells.values() if len(cell) > 1]
     if not several:
         return NOT_RUN

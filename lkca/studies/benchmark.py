@@ -33,7 +33,7 @@ from lkca.ledger.protocols import PROTOCOLS
 from lkca.ledger.records import RESULTS
 from lkca.models import zoo
 from lkca.studies.clock import forms, gathers, one_core, rate
-from lkca.training import classification, engine, machine
+from lkca.training import classification, draws, machine
 from lkca.training.stack import PRECISIONS, Stack, multiplying
 
 ROW, SIZES = "ViT-LKCA", {"image_size": 32, "num_classes": 100}
@@ -85,7 +85,7 @@ def _engine(s: Setting, ds: data.Dataset, device: str) -> tuple[Stack, Callable[
 
     def block(i: int) -> list[Tensor]:
         orders = list(rng.integers(len(ds.train_labels), size=(s.seeds, steps * s.batch_size)))
-        rngs = [engine.stream(seed, "block", i) for seed in range(s.seeds)]
+        rngs = [draws.stream(seed, "block", i) for seed in range(s.seeds)]
         return classification.block(ds, p, rngs, orders, num_draws=stack.num_draws, dtype=stack.dtype)
 
     return stack, block
@@ -106,7 +106,7 @@ def _batched(s: Setting, ds: data.Dataset, device: str) -> Callable[[int], int]:
 
 def _conventional(s: Setting, ds: data.Dataset, device: str, workers: int) -> Callable[[int], int]:
     """What a user would write: torchvision's transforms on PIL images, a DataLoader with workers, eager fp32."""
-    mean, std = data.stats(ds.name)
+    mean, std = ds.stats
     transform = v2.Compose(
         [
             v2.RandomHorizontalFlip(),

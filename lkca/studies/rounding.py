@@ -18,9 +18,10 @@ from lkca.data.images import NAMES
 from lkca.ledger import records
 from lkca.ledger.protocols import PROTOCOLS
 from lkca.ledger.provenance import Number, anchor
-from lkca.ledger.records import RESULTS, Record
+from lkca.ledger.records import RESULTS
+from lkca.ledger.runs import Record
 from lkca.studies import weights
-from lkca.training import classification, engine, machine
+from lkca.training import classification, draws, machine
 from lkca.training.stack import PRECISIONS, Stack
 
 BATCHES = 16
@@ -41,9 +42,9 @@ def gradients(run: Record, ds: data.Dataset, precision: str, results_root: Path 
     """
     p, stack = PROTOCOLS[run.protocol], _stack(run, ds, precision, results_root)
     ds = classification.subset(ds, p)
-    order = engine.order(0, 0, ds.num_train, BATCHES * p.batch_size)
-    draws = [engine.stream(0, "block")]
-    block = classification.block(ds, p, draws, [order], num_draws=stack.num_draws, dtype=stack.dtype)
+    order = draws.order(0, 0, ds.num_train, BATCHES * p.batch_size)
+    rngs = [draws.stream(0, "block")]
+    block = classification.block(ds, p, rngs, [order], num_draws=stack.num_draws, dtype=stack.dtype)
     losses = (stack.losses([t[:, i] for t in block]) for i in range(BATCHES))
     slopes = zip(*(torch.autograd.grad(loss.sum(), list(stack.params.values())) for loss in losses), strict=True)
     return {name: torch.cat(of).double() for name, of in zip(stack.params, slopes, strict=True)}
@@ -88,7 +89,7 @@ def measure(run: Record, ds: data.Dataset, results_root: Path = RESULTS) -> dict
 
 def read(results_root: Path = RESULTS) -> dict | None:
     """What `write` has kept; None if it has not run."""
-    file = Path(results_root) / FILE
+    file = Path(results_root).expanduser() / FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
@@ -165,6 +166,6 @@ def write(data_root: Path = data.ROOT, results_root: Path = RESULTS) -> Path:
         "git_clean": machine.CLEAN,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    file = Path(results_root) / FILE
+    file = Path(results_root).expanduser() / FILE
     file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file

@@ -9,17 +9,23 @@ import torch
 from lkca.data import images as data
 from lkca.ledger import records
 from lkca.ledger.cells import SHOWN, of_cell
-from lkca.ledger.records import RESULTS, Record
+from lkca.ledger.records import RESULTS
+from lkca.ledger.runs import Record
+from lkca.ledger.trained import path as file_of
+from lkca.ledger.trained import read as weights_of
 from lkca.models import zoo
 from lkca.models.vit import ViT
 
 
 def runs(dataset: str, protocol: str, results_root: Path = RESULTS) -> list[Record]:
     """The records of a data set and a protocol whose trained weights were kept, in the zoo's order of rows, by seed."""
+    for name, value, known in (("protocol", protocol, SHOWN), ("dataset", dataset, tuple(data.NAMES))):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}")
     ledger, _ = records.read(results_root)
     rows = [row for row in zoo.ROWS if any(r.row == row for r in ledger)]
     found = [r for row in rows for r in of_cell(ledger, dataset, protocol, row)]
-    return [r for r in found if records.weights_path(r, results_root).exists()]
+    return [r for r in found if file_of(r, results_root).exists()]
 
 
 def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) -> dict[str, Record]:
@@ -65,5 +71,5 @@ def model_of(record: Record, *, trained: bool, results_root: Path = RESULTS) -> 
     if not isinstance(model, ViT):
         raise ValueError(f"{record.row} is neither a ViT nor an LKCA")
     if trained:
-        model.load_state_dict(records.read_weights(record, results_root))
+        model.load_state_dict(weights_of(record, results_root))
     return model.eval()

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from lkca.data import augment
 from lkca.data import images as data
-from lkca.ledger import records
-from lkca.ledger.protocols import Protocol
-from lkca.ledger.records import Epoch, Record
+from lkca.ledger.protocols import Protocol, ShortProtocol
+from lkca.ledger.runs import Epoch, Record, pack
 from lkca.models import complexity, zoo
 from lkca.training.stack import Stack
 
@@ -35,12 +34,14 @@ def count(row: str, ds: data.Dataset) -> complexity.Complexity:
 
 
 def subset(ds: data.Dataset, p: Protocol) -> data.Dataset:
-    """The data set with the training images that the protocol shows.
+    """The data set with the training images that the protocol shows, and the test images if it does not want all.
 
     Raises ValueError if the protocol wants an AutoAugment policy and there is none for the data set.
     """
-    if p.auto_augment and ds.name not in augment.POLICIES:
+    if p.auto_augment and ds.policy is None:
         raise ValueError(f"{ds.name} has no AutoAugment policy: name one in POLICIES of lkca/data/augment.py")
+    if isinstance(p, ShortProtocol) and p.test_images < ds.num_test:
+        ds = ds.tested_on(p.test_images)
     return ds.subset(p.train_images) if p.train_images and p.train_images < ds.num_train else ds
 
 
@@ -68,7 +69,7 @@ def block(
         weight and box of the mixing (by batch), and the uniform numbers.
     """
     device, size, batch, length = ds.train_images.device, (ds.image_size,) * 2, p.batch_size, len(orders[0])
-    policy = augment.POLICIES[ds.name] if p.auto_augment else None
+    policy = ds.policy if p.auto_augment else None
     made = [
         (
             augment.draw(rng, length, flip=p.flip, crop_padding=p.crop_padding, policy=policy),
@@ -106,7 +107,7 @@ def block(
 
 def loss(ds: data.Dataset, p: Protocol, device: str, dtype: torch.dtype) -> Callable[..., Tensor]:
     """One seed's loss on one batch of a `block`: normalise, erase, mix, label-smoothed cross entropy."""
-    mean, std = (torch.tensor(v, dtype=dtype, device=device) for v in data.stats(ds.name))
+    mean, std = (torch.tensor(v, dtype=dtype, device=device) for v in ds.stats)
 
     def one(call: Callable[..., Tensor], images: Tensor, labels: Tensor, erased: Tensor, other: Tensor, share: Tensor,
             weight: Tensor, box: Tensor, uniform: Tensor) -> Tensor:  # fmt: skip
@@ -127,7 +128,7 @@ def evaluate(stack: Stack, ds: data.Dataset, batch_size: int = 500) -> list[tupl
         For each seed the curve's part (``test_loss``: mean cross entropy in nats, ``top1`` in percent) and what else a
         record says of its last epoch (``per_class_top1``, ``correct``).
     """
-    mean, std = (torch.tensor(v, dtype=stack.dtype, device=stack.device) for v in data.stats(ds.name))
+    mean, std = (torch.tensor(v, dtype=stack.dtype, device=stack.device) for v in ds.stats)
     nats = torch.zeros((), dtype=torch.float64, device=stack.device)
     right: list[Tensor] = []
     for x, y in zip(ds.test_images.split(batch_size), ds.test_labels.split(batch_size), strict=True):
@@ -141,7 +142,7 @@ def evaluate(stack: Stack, ds: data.Dataset, batch_size: int = 500) -> list[tupl
             {"test_loss": mean_nats, "top1": 100 * r.double().mean().item()},
             {
                 "per_class_top1": [100 * r[labels == c].double().mean().item() for c in range(ds.num_classes)],
-                "correct": records.pack(r.numpy()),
+                "correct": pack(r.numpy()),
             },
         )
         for mean_nats, r in zip((nats / ds.num_test).tolist(), answers, strict=True)

@@ -15,38 +15,28 @@ and `lkca.training.segmentation`.
 
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-import torch
 
 from lkca.data import images as data
 from lkca.data import scenes
-from lkca.ledger import records
+from lkca.ledger import diverged, records, trained
 from lkca.ledger.protocols import Recipe
-from lkca.ledger.records import RESULTS, Run
-from lkca.models import zoo
-from lkca.training import checkpoints, classification, machine, segmentation
+from lkca.ledger.records import RESULTS
+from lkca.ledger.runs import Run
+from lkca.training import checkpoints, machine, stopping
+from lkca.training.asked import Asked, checked, shares
+from lkca.training.draws import order, stream
+from lkca.training.locks import lock
 from lkca.training.progress import Progress
-from lkca.training.stack import EXECUTIONS, PRECISIONS, Stack, stackable
-from lkca.training.task import Task
-
-TASKS: dict[type, Task] = {data.Dataset: classification, scenes.Scenes: segmentation}
-
-
-def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
-    """The random numbers for one purpose at one index (a stage, a step): the same in every process."""
-    return np.random.default_rng([seed, *name.encode(), index])
-
-
-def order(seed: int, stage: int, n: int, images: int) -> np.ndarray:
-    """Which of n images a stage shows, one after the other: permutation after permutation, cut off at ``images``."""
-    rng = stream(seed, "order", stage)
-    return np.concatenate([rng.permutation(n) for _ in range(-(-images // n))])[:images]
+from lkca.training.stack import PRECISIONS, Stack
 
 
 def fit(
@@ -64,125 +54,43 @@ def fit(
     time_budget: float = math.inf,
     progress: str | None = "bar",
 ) -> list[Run] | None:
-    """Train one run a seed and write their records; resume them if their checkpoint is there.
+    """Train one run a seed and write their records; go on where their checkpoint is, if there is one.
 
     On CUDA all seeds share a step. On a CPU, where that gains nothing, and if the row cannot be stacked, they train one
-    after the other, and each has its record when it is done.
+    after the other, and each has its record when it is done. The row is locked meanwhile. Ctrl-C and SIGTERM stop it at
+    a checkpoint.
 
     Args:
         row, dataset, protocol, seeds: what to train, one run a seed, see `Asked`.
         device, precision, execution: how, see `Asked`.
         results_root: the ledger; records go to ``runs/``, checkpoints to ``checkpoints/`` until the runs are done.
-        keep_weights: also write the first seed's trained weights to ``weights/``, see `records.write_weights`.
+        keep_weights: also keep the first seed's trained weights, see `lkca.ledger.trained`.
         checkpoint_every: seconds between checkpoints, to the next block; one is also written after every stage.
         time_budget: seconds from now after which to stop, at a checkpoint.
         progress: "bar" with loss, rate and time left, "lines" (one a stage), or None.
 
     Returns:
-        The records, as written, by seed; None if the time ran out first. Call it again to go on, with the seeds that
-        have no record yet.
+        The records, by seed; None if the time ran out first. Call it again to go on.
 
     Raises:
-        ValueError, FileExistsError: before any training, see `checked`; ValueError also on a checkpoint that is
-            damaged or belongs to other data or another precision.
-        FloatingPointError: when a loss is not finite, naming seed and step; no record is written.
+        ValueError, FileExistsError: before any training, see `checked` and `shares`; ValueError also on a checkpoint
+            that is damaged, another's, or on other data.
+        FloatingPointError: when a run diverges or did before, naming run, seed and step; there is no record.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, saying how to go on.
     """
-    deadline, every = time.perf_counter() + time_budget, checkpoint_every
-    asked = checked(Asked(row, dataset, protocol, tuple(seeds), device, precision, execution, Path(results_root)))
-    found: list[Run] = []
-    for part in shares(asked):
-        training = Training(part, deadline, every)
-        with Progress(progress, training.title, training.state.step, training.stages[-1]) as show:
-            if not all(training.train_stage(number, show) for number in range(len(training.stages))):
+    deadline, every, root = time.perf_counter() + time_budget, checkpoint_every, Path(results_root).expanduser()
+    asked = checked(Asked(row, dataset, protocol, tuple(seeds), device, precision, execution, root))
+    first = asked.seeds[0]
+    found: dict[int, Run] = {}
+    with lock(asked.whose.identity, root), stopping.watched() as stop:
+        for part in shares(asked):
+            training = Training(part, deadline, every, stop)
+            keep = keep_weights and first in part.seeds
+            if not training.finished(Progress(progress, training.title, training.state.step, training.stages[-1])):
+                training.stopped()
                 return None
-        found += training.record(keep_weights and not found)
-    return found
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of `fit`.
-
-    Args:
-        row: the row's name, see `lkca.models.zoo`; of two names of one row, the record has the first.
-        dataset: see `images.load` and `scenes.load`; its type says what the task is.
-        protocol: one of the task's in `lkca.ledger.protocols`, or another.
-        seeds: one run each.
-        device: "cpu" or "cuda".
-        precision: "fp32", "tf32", "bf16" (autocast, weights and their moments in fp32), "fp64", or "auto", see
-            `machine.fastest_precision`.
-        execution: "eager", "captured" or "compiled", see `lkca.training.stack.Stack`; "auto" captures on CUDA what it
-            can.
-        results_root: the ledger.
-    """
-
-    row: str
-    dataset: data.Dataset | scenes.Scenes
-    protocol: Recipe
-    seeds: tuple[int, ...]
-    device: str
-    precision: str
-    execution: str
-    results_root: Path
-
-    @property
-    def task(self) -> Task:
-        """The module of the data set's task."""
-        return TASKS[type(self.dataset)]
-
-    @property
-    def targets(self) -> list[Path]:
-        """Where the record of each seed belongs."""
-        p, name = self.protocol, self.dataset.name
-        return [records.path(self.results_root, self.row, name, p.name, p.hash, seed) for seed in self.seeds]
-
-    @property
-    def name(self) -> str:
-        """Of the checkpoint that these seeds share."""
-        return self.targets[0].stem + "".join(f"+{seed}" for seed in self.seeds[1:])
-
-    def model(self, seed: int) -> torch.nn.Module:
-        """The row's model as a seed initialises it."""
-        torch.manual_seed(int(stream(seed, "init").integers(2**63)))
-        return self.task.build(self.row, self.task.subset(self.dataset, self.protocol), self.protocol)
-
-
-def checked(asked: Asked) -> Asked:
-    """What was asked, with the row's first name and the precision that "auto" is here.
-
-    Raises:
-        ValueError: on an unknown row, device, precision or execution, seeds that are not different whole numbers from 0
-            up, or a training set smaller than a batch.
-        FileExistsError: if a run has a record already.
-    """
-    seeds, device, execution = asked.seeds, asked.device, asked.execution
-    if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(f"seeds={list(seeds)!r} are not different whole numbers from 0 up")
-    asked = dataclasses.replace(asked, row=zoo.canonical(asked.row))
-    for target in asked.targets:
-        if target.exists():
-            raise FileExistsError(f"{target} exists: a record is never overwritten")
-    machine.checked_device(device)
-    precision = machine.checked_precision(asked.precision)
-    precision = machine.fastest_precision(device) if precision == "auto" else precision
-    if execution not in ("auto", *EXECUTIONS) or (device == "cpu" and execution not in ("auto", "eager")):
-        raise ValueError(f"execution={execution!r} is not one of 'auto', 'eager' and, on CUDA, 'captured', 'compiled'")
-    subset = asked.task.subset(asked.dataset, asked.protocol)
-    asked.task.count(asked.row, subset)
-    asked.protocol.stages(subset.num_train)
-    return dataclasses.replace(asked, precision=precision)
-
-
-def shares(asked: Asked) -> list[Asked]:
-    """What is trained one after the other: all seeds in one step, or each for itself."""
-    if len(asked.seeds) == 1 or share_a_step(asked.model(asked.seeds[0]), asked.device):
-        return [asked]
-    return [dataclasses.replace(asked, seeds=(seed,)) for seed in asked.seeds]
-
-
-def share_a_step(model: torch.nn.Module, device: str) -> bool:
-    """Whether several seeds of a model are trained together on a device."""
-    return device != "cpu" and stackable(model)
+            found |= training.record(first if keep else None)
+    return [found[seed] for seed in asked.seeds]
 
 
 @dataclass
@@ -218,14 +126,16 @@ class Training:
         asked: what to train, checked; all seeds in one step.
         deadline: when to stop, at a checkpoint, by `time.perf_counter`.
         checkpoint_every: seconds.
+        stop: says when a signal asks to stop.
 
     Raises:
-        ValueError: on a checkpoint that is damaged or belongs to other data or another precision.
+        ValueError: on a checkpoint that is damaged, another's, or on other data.
+        FloatingPointError: if one of the runs diverged before.
     """
 
-    def __init__(self, asked: Asked, deadline: float = math.inf, checkpoint_every: float = 60.0):
-        self.asked, self.deadline, self.checkpoint_every = asked, deadline, checkpoint_every
-        self.late = False
+    def __init__(self, asked: Asked, deadline: float, checkpoint_every: float, stop: stopping.Stopping):
+        self.asked, self.deadline, self.checkpoint_every, self.stop = asked, deadline, checkpoint_every, stop
+        self.whose, self.late = asked.whose, False
         ds, p, device = asked.task.subset(asked.dataset, asked.protocol), asked.protocol, asked.device
         self.counts, self.stages = asked.task.count(asked.row, ds), p.stages(ds.num_train)
         models = [asked.model(seed) for seed in asked.seeds]
@@ -237,10 +147,8 @@ class Training:
                            precision=asked.precision, execution=execution)  # fmt: skip
         made = {"device": machine.device_in_words(device), **machine.VERSIONS}
         self.state = State(asked.precision, made, [[] for _ in asked.seeds])
-        self.checkpoint = asked.results_root / "checkpoints" / f"{asked.name}.pt"
-        if self.checkpoint.exists():
-            self.state = State(**checkpoints.load(self.checkpoint, self.stack, ds.fingerprint, asked.precision))
-            self.state.here(made)
+        self.checkpoint = self.whose.file(asked.results_root)
+        self._resume(ds.fingerprint, made)
         self.ds = ds.to(device)
         self.clock = self.saved = time.perf_counter()
 
@@ -248,7 +156,43 @@ class Training:
     def title(self) -> str:
         """Of the progress bar."""
         seeds = ", ".join(map(str, self.asked.seeds))
-        return f"{self.asked.row} · {self.ds.name} · {self.asked.protocol.name} · seed {seeds}"
+        return f"{self.asked.row} · {self.asked.dataset.name} · {self.asked.protocol.name} · seed {seeds}"
+
+    def _resume(self, fingerprint: str, made: dict) -> None:
+        """Clear what kills left; go on from the checkpoint, if there is one under its present or its former name."""
+        root, seeds = self.asked.results_root, self.asked.seeds
+        checkpoints.clear(root, [self.whose.name, *(self.whose.of(seed).name for seed in seeds)])
+        for seed in seeds:
+            if (note := diverged.path(self.whose.of(seed), root)).exists():
+                raise FloatingPointError(
+                    f"{self.title}: seed {seed} diverged before, as {note} says; take another seed"
+                )
+        for file, whose in checkpoints.found(root, self.whose.identity):
+            if whose == self.whose:
+                self.checkpoint = file
+                stack, state = checkpoints.load(file, whose, fingerprint)
+                try:
+                    self.stack.load_state_dict(stack)
+                    self.state = State(**state)
+                except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                    raise ValueError(f"the checkpoint {file} does not fit {self.title}: {error}") from error
+                if not 0 <= self.state.step <= self.stages[-1]:
+                    raise ValueError(f"the checkpoint {file} says step {self.state.step} of {self.stages[-1]}")
+                self.state.here(made)
+
+    def finished(self, show: Progress) -> bool:
+        """Train what is left; False if it stopped first, because the time ran out or a signal asked for it."""
+        with show:
+            return all(self.train_stage(number, show) for number in range(len(self.stages)))
+
+    def stopped(self) -> None:
+        """After a stop at a checkpoint: None if the time ran out, else raise what the signal means."""
+        if self.stop.signal is None:
+            return
+        at = f"stopped at step {self.state.step} of {self.stages[-1]}; the same call goes on from there"
+        if self.stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt(f"{self.title}: {at}")
+        raise SystemExit(f"{self.title}: {at}")
 
     def train_stage(self, number: int, show: Progress) -> bool:
         """Train to the end of a stage, evaluate, save; False if the time ran out first. A stage that is past is done.
@@ -285,7 +229,7 @@ class Training:
     def _look(self, start: int, stop: int, end: int, show: Progress) -> bool:
         """After a block, as seldom as the device wants: check the loss, show it, save; False if the time is over."""
         now = time.perf_counter()
-        self.late = now > self.deadline
+        self.late = now > self.deadline or self.stop.signal is not None
         due = stop < end and (self.late or now - self.saved >= self.checkpoint_every)
         if self.asked.device == "cpu" or stop == end or due:  # elsewhere looking would wait for the device
             self._check_finite()
@@ -298,11 +242,18 @@ class Training:
         return not (self.late and stop < end)
 
     def _check_finite(self) -> None:
-        for seed, step in zip(self.asked.seeds, self.stack.first_bad.tolist(), strict=True):
+        """Raise FloatingPointError, and note it, if a loss so far or a weight is not finite."""
+        for i, (seed, step) in enumerate(zip(self.asked.seeds, self.stack.first_bad.tolist(), strict=True)):
             if step >= 0:
-                raise FloatingPointError(
-                    f"{self.asked.name}: the loss of seed {seed} is not finite at step {step}; there is no record"
-                )
+                self._diverged(seed, f"the loss of seed {seed} is not finite at step {step}")
+            if not all(bool(w.isfinite().all()) for w in self.stack.weights(i).values()):
+                self._diverged(seed, f"the weights of seed {seed} are not finite after step {self.state.step}")
+
+    def _diverged(self, seed: int, what: str) -> NoReturn:
+        """Note that a run diverged, so that it is not tried for ever, and say so."""
+        made, root = self.state.made, self.asked.results_root
+        note = diverged.note(self.whose.of(seed), root, what=what, made=made, commit=self.state.commit)
+        raise FloatingPointError(f"{self.title}: {what}; there is no record, and {note} says so; take another seed")
 
     def _evaluate(self, number: int, steps: int) -> None:
         """Test every seed at the end of a stage of so many steps, and add the point to its curve."""
@@ -312,7 +263,12 @@ class Training:
         measured = task.evaluate(self.stack, self.ds)
         self._spend("wall_seconds", "stage_seconds")
         common = {task.AT: self._at(number), "lr": p.learning_rate(state.step - 1, self.ds.num_train)}
-        for curve, loss, (point, _) in zip(state.curves, losses, measured, strict=True):
+        for seed, curve, loss, (point, _) in zip(self.asked.seeds, state.curves, losses, measured, strict=True):
+            bad = [name for name, value in point.items() if not math.isfinite(value)]
+            if bad or not math.isfinite(loss):
+                self._diverged(
+                    seed, f"{' and '.join(bad) or 'train_loss'} of seed {seed} is not finite after step {state.step}"
+                )
             curve.append({**common, "train_loss": loss, **point, "seconds": state.stage_seconds})
         state.ends, state.stage_seconds = [end for _, end in measured], 0.0
 
@@ -327,39 +283,47 @@ class Training:
             setattr(self.state, key, getattr(self.state, key) + self.clock - before)
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        checkpoints.save(self.checkpoint, self.stack, dataclasses.asdict(self.state), self.ds.fingerprint)
+        """Write the checkpoint; raises FloatingPointError rather than keep weights that are not finite."""
+        self._check_finite()
+        state = dataclasses.asdict(self.state)
+        former, self.checkpoint = self.checkpoint, self.whose.file(self.asked.results_root)
+        checkpoints.save(self.checkpoint, self.whose, self.stack.state_dict(), state, self.ds.fingerprint)
+        if former != self.checkpoint:  # it had the name that checkpoints had before 0.6.0
+            former.unlink(missing_ok=True)
         self._spend("wall_seconds", "stage_seconds")
         self.saved = time.perf_counter()
 
-    def record(self, keep_weights: bool) -> list[Run]:
-        """Write a record a seed, and the first one's weights if asked, all or none; then drop the checkpoint."""
-        found = self._records()
-        written: list[Path] = []
-        try:
-            for i, record in enumerate(found):
-                if keep_weights and i == 0:
-                    weights = self.stack.weights(i)
-                    written.append(records.write_weights(record, weights, self.asked.results_root))
-                written.append(records.write(record, self.asked.results_root))
-        except BaseException:  # all or none: the checkpoint is of all seeds together
-            for file in written:
-                file.unlink()
-            raise
+    def record(self, keep: int | None) -> dict[int, Run]:
+        """Write the records that are lacking, and the weights of the seed to keep; then drop the checkpoint.
+
+        The record is what says that a run is done: a kill between two of these steps loses none, because the
+        checkpoint of the finished training is still there.
+        """
+        found, root = {}, self.asked.results_root
+        for i, run in enumerate(self._records()):
+            target = records.path_of(run, root)
+            if target.exists():
+                run = records.read_one(target)
+            else:
+                records.write(run, root)
+            found[run.seed] = run
+            if run.seed == keep and not trained.path(run, root).exists():
+                trained.write(run, self.stack.weights(i), root)
         self.checkpoint.unlink(missing_ok=True)
         return found
 
     def _records(self) -> list[Run]:
         ds, p, state, counts, seeds = self.ds, self.asked.protocol, self.state, self.counts, self.asked.seeds
         versions = {name: version for name, version in state.made.items() if name != "device"}
-        common = {
-            "row": self.asked.row, "dataset": ds.name,
-            "protocol": p.name, "protocol_hash": p.hash, "protocol_fields": p.fields,
+        identity = dataclasses.asdict(self.whose.identity)
+        del identity["seed"]
+        common = identity | {
+            "protocol_fields": p.fields,
             "params": counts.params, "params_paper": counts.params_paper,
             "macs": counts.macs, "macs_paper": counts.macs_paper,
             "image_size": ds.image_size, "num_classes": ds.num_classes,
             "num_train": ds.num_train, "num_test": ds.num_test, "data_fingerprint": ds.fingerprint,
-            "precision": self.asked.precision, "device": state.made["device"], "versions": versions,
+            "device": state.made["device"], "versions": versions,
             "images_per_second": self.stages[-1] * p.batch_size * len(seeds) / state.train_seconds,
             "wall_seconds": state.wall_seconds,
             "git_commit": state.commit, "git_clean": state.clean,

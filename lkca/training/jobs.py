@@ -6,21 +6,25 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from lkca.data import images as data
-from lkca.data import scenes
+from lkca.data import places, scenes
+from lkca.data.own import Own
 from lkca.ledger import records
 from lkca.ledger.protocols import PROTOCOLS, SEGMENTATION, Recipe
-from lkca.ledger.records import RESULTS, Run
+from lkca.ledger.records import RESULTS
+from lkca.ledger.runs import Identity, Run
 from lkca.models import segmenters, zoo
 from lkca.training import engine, machine
+from lkca.training.asked import whole_seeds
+from lkca.training.locks import lock
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,14 @@ class Job:
     data_root: Path
     results_root: Path
     why: str
+    own: Own | None = None  # one's own images, instead of a known data set
 
     @property
-    def runs(self) -> list[tuple[str, str, int, Path]]:
-        """Data set, row, seed and record path of every run, data set by data set and seed by seed."""
+    def runs(self) -> list[Identity]:
+        """Every run, data set by data set and seed by seed; its precision may be "auto", which is any."""
         p = self.protocol
         return [
-            (dataset, row, seed, records.path(self.results_root, row, dataset, p.name, p.hash, seed))
+            Identity.of(dataset, row, p, seed, self.precision)
             for dataset in self.datasets
             for seed in self.seeds
             for row in self.rows
@@ -73,7 +78,7 @@ def source(dataset: str) -> Source:
 def plan(
     table: int | str,
     *,
-    dataset: str | None = None,
+    dataset: str | Own | None = None,
     protocol: str = "auto",
     rows: str | Sequence[str] = "all",
     seeds: Sequence[int] = (0,),
@@ -86,7 +91,8 @@ def plan(
 
     Args:
         table: number of the table in the paper, or "controls".
-        dataset: None for all of the table's own.
+        dataset: None for all of the table's own; one's own images, as `lkca.data.own.look` finds them, are also
+            what `smoke` trains on.
         protocol: a name of `lkca.ledger.protocols`, or "auto": `released` (of Tables 6 and 7 `table6`, `table7`) where
             there is a CUDA device and the data is present or can be downloaded, else `smoke`. `smoke` trains on
             scikit-learn's digits, or scenes of them, and its records go to ``results_root/scratch``, which all tables
@@ -104,38 +110,65 @@ def plan(
         OSError: if records cannot be written to ``results_root``.
     """
     spec, protocols, full = _table(table)
+    mine = dataset if isinstance(dataset, Own) else None
     datasets = _datasets(spec, dataset)
-    if protocol != "auto" and protocol not in protocols:
+    if protocol not in ("auto", *protocols):
         raise ValueError(f"protocol={protocol!r} is not one of 'auto', {', '.join(map(repr, protocols))}")
     names, seeds = _rows(table, spec, rows), _seeds(rows, seeds)
     device = _device(device)
     machine.checked_precision(precision)
-    root = Path(data_root).expanduser() if data_root else data.ROOT
-    results = Path(results_root).expanduser() if results_root else RESULTS
+    root = places.folder("data_root", data_root, data.ROOT)
+    results = places.folder("results_root", results_root, RESULTS)
     protocol, reason = _protocol(protocol, full, datasets, device, root)
     if protocol == "smoke":
-        datasets, results = (spec.smoke,), results / "scratch"
+        datasets, results = datasets if mine else (spec.smoke,), results / "scratch"
         names = tuple(map(zoo.canonical, spec.smoke_rows)) if spec.smoke_rows and rows == "all" else names
-    job = Job(datasets, protocols[protocol], names, seeds, device, precision, root, results, reason)
-    missing = sum(not path.exists() for *_, path in job.runs)
+    job = Job(datasets, protocols[protocol], names, seeds, device, precision, root, results, reason, mine)
+    _check_own(job)
+    missing = len(records.lacking(job.runs, results))
     if missing:
         records.check_writable(results)
-    why = f"`{protocol}` on {', '.join(datasets)}, {job.device}: {reason}. {missing} of {len(job.runs)} runs to train."
-    return replace(job, why=why)
+    return replace(job, why=_in_a_line(job, reason, missing))
+
+
+def _in_a_line(job: Job, reason: str, missing: int) -> str:
+    """What a job is, why, and how much of it is left."""
+    rows, seeds = ", ".join(job.rows), ", ".join(map(str, job.seeds))
+    where = job.own.folder.parent if job.own else job.data_root
+    precision = machine.fastest_precision(job.device) if job.precision == "auto" else job.precision
+    return (
+        f"`{job.protocol.name}` on {', '.join(job.datasets)}, {job.device}, {precision}: {reason}. {missing} of "
+        f"{len(job.runs)} runs to train ({rows}; seed {seeds}). Data sets in {places.shown(where)}, ledger in "
+        f"{places.shown(job.results_root)}."
+    )
 
 
 def _table(table: int | str) -> tuple[zoo.Table, Mapping[str, Recipe], str]:
     """A table's rows and data sets, the protocols of its task, and the name of the one that repeats the paper."""
     tables = (*zoo.TABLES, *segmenters.TABLES, "controls")
-    if table not in tables:
+    if table not in tables or isinstance(table, bool):
         raise ValueError(f"table {table!r} does not exist; the tables are {', '.join(map(repr, tables))}")
     if table in segmenters.TABLES:
         return segmenters.table(table), SEGMENTATION, f"table{table}"
     return zoo.table(table), PROTOCOLS, "released"
 
 
-def _datasets(spec: zoo.Table, dataset: str | None) -> tuple[str, ...]:
+def _check_own(job: Job) -> None:
+    """Raise ValueError if one's own images are too few for the protocol, or of a size that a row cannot take."""
+    if job.own:
+        job.protocol.stages(min(job.protocol.train_images or job.own.num_train, job.own.num_train))
+        for row in job.rows:
+            zoo.build(row, image_size=job.own.image_size, num_classes=len(job.own.classes))
+
+
+def _datasets(spec: zoo.Table, dataset: str | Own | None) -> tuple[str, ...]:
     """The data sets to train on; raises ValueError on one that does not exist for the table's task."""
+    if isinstance(dataset, Own):
+        if spec.dataset in scenes.DATASETS:
+            raise ValueError(f"{dataset.folder} has images with a class each, the rows of this table segment")
+        return (dataset.name,)
+    if not isinstance(dataset, str | None):
+        raise ValueError(f"dataset={dataset!r} is no name of a data set, e.g. {spec.dataset!r}")
     names = (dataset,) if dataset else spec.datasets
     for name in names:
         source(spec.dataset).spec(name)
@@ -144,6 +177,8 @@ def _datasets(spec: zoo.Table, dataset: str | None) -> tuple[str, ...]:
 
 def _rows(table: int | str, spec: zoo.Table, rows: str | Sequence[str]) -> tuple[str, ...]:
     """The rows asked for, each once by its first name; raises ValueError on one that the table has not."""
+    if not isinstance(rows, str | Iterable):
+        raise ValueError(f"rows={rows!r} is neither 'all' nor a list of rows, e.g. rows=['ViT', 'ViT-LKCA']")
     names = spec.rows if rows == "all" else tuple([rows] if isinstance(rows, str) else rows)
     title = f"Table {table}" if isinstance(table, int) else f"the {table}"
     for name in names:
@@ -154,12 +189,14 @@ def _rows(table: int | str, spec: zoo.Table, rows: str | Sequence[str]) -> tuple
 
 def _seeds(rows: str | Sequence[str], seeds: Sequence[int]) -> tuple[int, ...]:
     """The seeds asked for, each once; raises ValueError without any, or on what is no seed."""
-    if not rows or isinstance(seeds, str | int) or not seeds:
+    if not rows or isinstance(seeds, str) or not isinstance(seeds, Iterable) or not len(seeds := list(seeds)):
         raise ValueError("rows and seeds must be lists with at least one entry, e.g. rows=['ViT'], seeds=[0]")
     for seed in seeds:
-        if type(seed) is not int or seed < 0:
-            raise ValueError(f"seed {seed!r} is not a whole number from 0 up")
-    return tuple(dict.fromkeys(seeds))
+        try:
+            whole_seeds([seed])
+        except ValueError:
+            raise ValueError(f"seed {seed!r} is not a whole number from 0 up") from None
+    return tuple(dict.fromkeys(map(int, seeds)))
 
 
 def _device(device: str) -> str:
@@ -175,7 +212,8 @@ def _protocol(protocol: str, full: str, datasets: Sequence[str], device: str, ro
         return "smoke", "there is no CUDA device, so this only shows that the way works"
     if protocol == "smoke":
         return protocol, "as asked"
-    absent = [name for name in datasets if not (source(name).available(name, root) or source(name).downloadable(name))]
+    known = [name for name in datasets if name in data.DATASETS | scenes.DATASETS]  # one's own images are there
+    absent = [name for name in known if not (source(name).available(name, root) or source(name).downloadable(name))]
     if absent and protocol != "auto":
         raise data.DataError(
             f"{absent[0]} is not in {root} and its publisher's host does not answer: put it there, name its "
@@ -188,11 +226,18 @@ def _protocol(protocol: str, full: str, datasets: Sequence[str], device: str, ro
     return protocol, "as asked"
 
 
-def lock(results_root: Path, row: str, dataset: str, p: Recipe) -> FileLock:
-    """To be held by the one process that trains a row's runs; the system frees it when that process dies."""
-    folder = Path(results_root) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{dataset}--{row.replace('/', '_')}--{p.name}-{p.hash}.lock")
+def _load(job: Job, name: str) -> data.Dataset | scenes.Scenes:
+    """A data set of a job; raises ValueError if one's own has the name of other images in the ledger."""
+    if not job.own:
+        return source(name).load(name, job.data_root)
+    dataset = job.own.load()
+    for run in records.read(job.results_root, Run)[0]:
+        if run.dataset == name and run.data_fingerprint != dataset.fingerprint:
+            raise ValueError(
+                f"{job.results_root} has a run on other images that are called {name}, {records.stem_of(run)}: "
+                f"give {job.own.folder}, or a link to it, another name, or name another folder with results_root"
+            )
+    return dataset
 
 
 def run(job: Job, progress: str | None = "bar") -> list[Run]:
@@ -205,13 +250,14 @@ def run(job: Job, progress: str | None = "bar") -> list[Run]:
         engine.fit, device=job.device, precision=job.precision, results_root=job.results_root, progress=progress
     )
     for name in job.datasets:
-        dataset = None
+        dataset = _load(job, name) if job.own else None  # whose records may be of other images
         for wait, row in itertools.product((False, True), job.rows):  # first what no other process is at
-            paths = {seed: path for d, r, seed, path in job.runs if (d, r) == (name, row)}
-            if all(path.exists() for path in paths.values()):
+            wanted = [run for run in job.runs if (run.dataset, run.row) == (name, row)]
+            if not records.lacking(wanted, job.results_root):
                 continue
-            with contextlib.suppress(Timeout), lock(job.results_root, row, name, job.protocol).acquire(blocking=wait):
-                if missing := [seed for seed, path in paths.items() if not path.exists()]:
-                    dataset = dataset or source(name).load(name, job.data_root)
-                    fit(row, dataset, job.protocol, missing)
-    return [records.read_one(path) for *_, path in job.runs]
+            with contextlib.suppress(Timeout), lock(wanted[0], job.results_root).acquire(blocking=wait):
+                if missing := records.lacking(wanted, job.results_root):
+                    dataset = dataset or _load(job, name)
+                    fit(row, dataset, job.protocol, [run.seed for run in missing])
+    done = records.by_identity(job.results_root)
+    return [done[run] for run in job.runs]

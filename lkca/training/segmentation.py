@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lkca.data import augment, scene_augment, scenes
-from lkca.ledger import records
+from lkca.ledger import records, trained
 from lkca.ledger.protocols import SegmentationProtocol
-from lkca.ledger.records import SegmentationRecord, Stage
+from lkca.ledger.runs import SegmentationRecord, Stage, measures
 from lkca.models import segmenters
 from lkca.training.stack import Stack
 
@@ -185,7 +185,7 @@ def evaluate(stack: Stack, ds: scenes.Scenes) -> list[tuple[dict, dict]]:
         return slide(lambda part: stack.predict(part)[0], x, ds.crop, ds.stride)
 
     counts = measure(scores, ds, stack.dtype)
-    return [(records.measures(**counts), counts)]
+    return [(measures(**counts), counts)]
 
 
 def record(curve: list[dict], end: dict, **common: Any) -> SegmentationRecord:
@@ -198,5 +198,5 @@ def record(curve: list[dict], end: dict, **common: Any) -> SegmentationRecord:
 def load(run: SegmentationRecord, results_root: Path = records.RESULTS) -> segmenters.Segmenter:
     """The trained model of a run whose weights were kept, in evaluation mode; raises RecordError if they were not."""
     model = segmenters.build(run.row, crop=run.image_size, num_classes=run.num_classes)
-    model.load_state_dict(records.read_weights(run, results_root))
+    model.load_state_dict(trained.read(run, results_root))
     return model.eval()

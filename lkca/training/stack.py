@@ -10,8 +10,9 @@ a stack of one, called as it is, with torch's generator seeded anew for each ste
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,14 @@ def multiplying(precision: str) -> Iterator[None]:
 
 def _first(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t[0] for name, t in stacked.items()}
+
+
+def _same_shapes(what: str, own: Mapping[Any, Tensor], others: Mapping[Any, Tensor | None]) -> None:
+    """Raise ValueError unless both have tensors of the same names and shapes."""
+    shapes = {name: tuple(t.shape) for name, t in own.items()}
+    found = {name: tuple(t.shape) for name, t in others.items() if t is not None}
+    if wrong := sorted(str(name) for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
+        raise ValueError(f"{what} of {wrong[0]} are missing, too many or of another shape")
 
 
 class Stack:
@@ -174,7 +183,14 @@ class Stack:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state``, in place."""
+        """Go on from ``state``, in place; raises ValueError if it is not of this stack, by names and shapes."""
+        for part in ("params", "buffers"):
+            _same_shapes(part, getattr(self, part), state[part])
+        if state.get("optimizer"):
+            by_number = dict(enumerate(self.params.values()))
+            for moment in ("exp_avg", "exp_avg_sq"):
+                held = {number: of.get(moment) for number, of in state["optimizer"].items()}
+                _same_shapes(moment, by_number, held)
         with torch.no_grad():
             for part in ("params", "buffers"):
                 for name, t in getattr(self, part).items():

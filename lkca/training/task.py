@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lkca.ledger.records import Run
+from lkca.ledger.runs import Run
 from lkca.models.complexity import Complexity
 from lkca.models.segmenters import Size
 from lkca.training.stack import Stack

@@ -6,24 +6,25 @@ killed at any time, it loses at most what came after the last checkpoint, and th
 once, say on two cores, the two share the work, row by row. It needs no Jupyter and no plotting library.
 """
 
+import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import Timeout
 
 from lkca.data import images, scenes
 from lkca.ledger import records
 from lkca.ledger.protocols import PROTOCOLS, SEGMENTATION, Recipe
+from lkca.ledger.runs import Identity
 from lkca.models import segmenters, zoo
 from lkca.training import engine
-from lkca.training.jobs import lock, source
+from lkca.training.jobs import source
+from lkca.training.locks import lock
 
 Cell = tuple[str, Recipe, str]  # data set, protocol, row
-PASSED_OVER = (  # what one cell can have that the next has not: a missing library, a divergence, damage, its size
-    ModuleNotFoundError, FloatingPointError, ValueError, FileExistsError, torch.OutOfMemoryError,
-)  # fmt: skip
 
 
 def cells(protocol: str | None = None) -> Iterator[Cell]:
@@ -64,65 +65,84 @@ def segmentation_cells(protocol: str) -> Iterator[Cell]:
     yield from ((dataset, p, row) for dataset in datasets for row in tables.get(protocol, segmenters.TINY))
 
 
-def missing(cell: Cell, seeds: Sequence[int], results_root: Path) -> list[int]:
-    """The seeds of a cell that have no record yet."""
-    dataset, p, row = cell
-    return [s for s in seeds if not records.path(results_root, row, dataset, p.name, p.hash, s).exists()]
+def missing(todo: Sequence[Cell], seeds: Sequence[int], results_root: Path, precision: str = "auto") -> list[Identity]:
+    """The runs of these cells that have no record yet, in any precision if it is "auto"."""
+    wanted = [Identity.of(dataset, row, p, seed, precision) for dataset, p, row in todo for seed in seeds]
+    return records.lacking(wanted, results_root)
 
 
-def work_off(
-    todo: Sequence[Cell],
-    seeds: Sequence[int],
-    *,
-    device: str,
-    data_root: Path,
-    results_root: Path,
-    budget: float,
-    keep_weights: bool = False,
-) -> int:
-    """Train the missing runs of each cell until all are done or the budget is spent.
+@dataclass
+class Work:
+    """What a worker has to do, and what it does it with.
 
     Args:
-        todo: cells, most valuable first; those whose data set is not on disk, and those that fail by themselves (a loss
-            that is not finite, damaged data or checkpoint, too little memory), are named and passed over.
         seeds: of every cell.
         device: "cpu" or "cuda".
         data_root: folder of the data sets.
         results_root: folder of the ledger.
         budget: seconds.
+        precision: see `lkca.training.asked.Asked`.
         keep_weights: also keep the trained weights of the main rows' first seed, see `engine.fit`.
-
-    Returns:
-        How many runs were finished.
     """
-    began, finished = time.monotonic(), 0
-    loaded: dict[str, images.Dataset | scenes.Scenes] = {}
-    absent: set[str] = set()
-    for cell in todo:
+
+    seeds: Sequence[int]
+    device: str
+    data_root: Path
+    results_root: Path
+    budget: float = math.inf
+    precision: str = "auto"
+    keep_weights: bool = False
+
+    def __post_init__(self) -> None:
+        """The time runs from here."""
+        self._until = time.monotonic() + self.budget
+        self._loaded: dict[str, images.Dataset | scenes.Scenes] = {}
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._until - time.monotonic()
+
+    def missing(self, *todo: Cell) -> list[Identity]:
+        """The runs of these cells that have no record yet."""
+        return missing(todo, self.seeds, self.results_root, self.precision)
+
+    def off(self, todo: Sequence[Cell]) -> int:
+        """Train the missing runs of each cell, most valuable first, until all are done or the budget is spent.
+
+        A cell that another process trains is left to it, and come back to at the end: that process may have been
+        killed. One whose data set is not on disk, or that fails by itself (a divergence, damage, its size, a missing
+        library), is named and passed over.
+
+        Returns:
+            How many runs were finished.
+        """
+        before = len(self.missing(*todo))
+        taken = [cell for cell in todo if not self._worked_off(cell, wait=0)]
+        for cell in taken:
+            self._worked_off(cell, wait=max(0.0, min(self.left, threading.TIMEOUT_MAX)))
+        return before - len(self.missing(*todo))
+
+    def _worked_off(self, cell: Cell, wait: float) -> bool:
+        """Train a cell; False if another process had it for as long as it was waited for."""
         name, p, row = cell
-        wanted = missing(cell, seeds, results_root)
-        if time.monotonic() - began >= budget:
-            break
-        if not wanted or name in absent:
-            continue
-        if name not in loaded and not source(name).available(name, data_root):
-            absent.add(name)
-            print(f"{name} is not in {data_root}: its cells are passed over", flush=True)
-            continue
+        if self.left <= 0 or not self.missing(cell):
+            return True
         try:
-            loaded[name] = loaded.get(name) or source(name).load(name, data_root)
-            with lock(results_root, row, name, p).acquire(blocking=False):
-                if not (wanted := missing(cell, seeds, results_root)):  # another process has just finished it
-                    continue
-                keep = keep_weights and row in zoo.MAIN_ROWS and wanted[0] == seeds[0]
-                left = budget - (time.monotonic() - began)
-                engine.fit(
-                    row, loaded[name], p, wanted, device=device, results_root=results_root, keep_weights=keep,
-                    time_budget=left, progress="lines",
-                )  # fmt: skip
+            if name not in self._loaded and not source(name).available(name, self.data_root):
+                print(f"{row} on {name} is passed over: {name} is not in {self.data_root}", flush=True)
+                return True
+            self._loaded[name] = self._loaded.get(name) or source(name).load(name, self.data_root)
+            with lock(Identity.of(name, row, p, 0), self.results_root).acquire(timeout=wait):
+                if seeds := [run.seed for run in self.missing(cell)]:  # another process may have just finished it
+                    keep = self.keep_weights and row in zoo.MAIN_ROWS and seeds[0] == self.seeds[0]
+                    engine.fit(
+                        row, self._loaded[name], p, seeds, device=self.device, precision=self.precision,
+                        results_root=self.results_root, keep_weights=keep, time_budget=self.left, progress="lines",
+                    )  # fmt: skip
         except Timeout:
-            print(f"{row} on {name} is passed over: another process trains it", flush=True)
-        except PASSED_OVER as error:
+            print(f"{row} on {name}: another process trains it", flush=True)
+            return False
+        except Exception as error:  # whatever one cell has, the next may not have
             print(f"{row} on {name} is passed over: {error}", flush=True)
-        finished += len(wanted) - len(missing(cell, wanted, results_root))
-    return finished
+        return True

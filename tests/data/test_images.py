@@ -7,26 +7,18 @@ import io
 import pickle
 import shutil
 import tarfile
-import zipfile
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+from made import CIFAR10_NAMES, WNIDS, expect, images, same, write_folder, write_tiny, zip_tiny
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
-from lkca.data import containers
+from lkca.data import classes, containers
 from lkca.data import images as data
-
-CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-WNIDS = ["n02124075", "n01443537", "n04540053"]  # out of order, as wnids.txt is
-WORDS = {"n01443537": "goldfish, Carassius auratus", "n02124075": "Egyptian cat", "n04540053": "volleyball"}
-
-
-def expect(monkeypatch, name, **changes):
-    monkeypatch.setitem(data.DATASETS, name, replace(data.DATASETS[name], fingerprint=None, **changes))
 
 
 def no_network(monkeypatch):
@@ -39,20 +31,6 @@ def no_network(monkeypatch):
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     no_network(monkeypatch)
-
-
-def images(n, size=32, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), np.uint8)
-
-
-def write_folder(root, name, arrays, names, suffix="png"):
-    """`arrays`: split -> (images, labels). File names say nothing about the order."""
-    for split, (pixels, labels) in arrays.items():
-        for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-            folder = root / name / split / names[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"{hashlib.md5(bytes([i])).hexdigest()}.{suffix}")
-    return root
 
 
 def md5(file):
@@ -83,37 +61,6 @@ def write_cifar(root, kind, arrays, names, monkeypatch):
     return root
 
 
-def write_tiny(root, words=True):
-    """The original layout with three classes, four training and two validation images each."""
-    folder = root / "tiny-imagenet-200"
-    pixels = images(18, 64)
-    lines = []
-    for c, wnid in enumerate(WNIDS):
-        (folder / "train" / wnid / "images").mkdir(parents=True)
-        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
-        for i in range(4):
-            Image.fromarray(pixels[c * 4 + i]).save(folder / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
-        (folder / "val" / "images").mkdir(parents=True, exist_ok=True)
-        for i in range(2):
-            Image.fromarray(pixels[12 + c * 2 + i]).save(folder / "val" / "images" / f"val_{c}{i}.JPEG")
-            lines.append(f"val_{c}{i}.JPEG\t{wnid}\t0\t0\t62\t62\n")
-    (folder / "test" / "images").mkdir(parents=True)
-    Image.fromarray(pixels[0]).save(folder / "test" / "images" / "test_0.JPEG")
-    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
-    (folder / "wnids.txt").write_text("\n".join(WNIDS))
-    if words:
-        (folder / "words.txt").write_text("".join(f"{wnid}\t{word}\n" for wnid, word in WORDS.items()))
-    return folder
-
-
-def zip_tiny(folder, root):
-    root.mkdir()
-    with zipfile.ZipFile(root / "tiny-imagenet-200.zip", "w") as z:
-        for file in sorted(folder.rglob("*"), reverse=True):
-            z.write(file, file.relative_to(folder.parent))
-    return root
-
-
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     expect(monkeypatch, "tiny-imagenet", classes=3, train=12, test=6)
@@ -137,12 +84,6 @@ def cifar(tmp_path, arrays, monkeypatch):
     return write_folder(tmp_path / "folder", "cifar10", arrays, CIFAR10_NAMES)
 
 
-def same(a, b):
-    for f in fields(a):
-        x, y = getattr(a, f.name), getattr(b, f.name)
-        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, f.name
-
-
 def test_cifar10_is_the_same_from_folder_pickles_and_archive(tmp_path, cifar, arrays, monkeypatch):
     root = write_cifar(tmp_path / "pickles", CIFAR10, arrays, CIFAR10_NAMES, monkeypatch)
     (tmp_path / "archive").mkdir()
@@ -163,7 +104,7 @@ def test_cifar10_is_the_same_from_folder_pickles_and_archive(tmp_path, cifar, ar
 
 
 def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
-    names = [f"class_{i:02d}" for i in range(100)]
+    names = list(classes.NAMES["cifar100"])
     arrays = {"train": (images(200), np.arange(200) % 100), "test": (images(100, seed=1), np.arange(100))}
     expect(monkeypatch, "cifar100", train=200, test=100)
     pickles = data.load("cifar100", write_cifar(tmp_path / "a", CIFAR100, arrays, names, monkeypatch))
@@ -238,9 +179,9 @@ def test_other_content_than_the_known_is_refused(cifar, monkeypatch):
     assert data.load("cifar10", cifar).fingerprint == known
     # also where a cache of the other content is at hand
     monkeypatch.setitem(data.DATASETS, "cifar10", replace(data.DATASETS["cifar10"], fingerprint="0" * 64))
-    with pytest.raises(data.DataError, match="not cifar10's .*expected 000000000000.*delete") as error:
+    with pytest.raises(data.DataError, match="not cifar10's .*expected 000000000000.*what was published") as error:
         data.load("cifar10", cifar)
-    assert str(cifar / "cifar10") in str(error.value)
+    assert str(cifar / "cifar10") in str(error.value) and "delete" not in str(error.value)
 
 
 def test_fingerprints_of_the_real_ones_are_known():
@@ -283,12 +224,22 @@ def test_damage_inside_a_zip_is_named(tmp_path, tiny):
         data.load("tiny-imagenet", file.parent)
 
 
-@pytest.mark.parametrize("content", [None, b"val_00.JPEG", b"\xff\xfe\x00"])
-def test_damaged_annotations_are_said(tiny, content):
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (None, r"the class of val/images/val_00.JPEG, .* is not said: wanted is .*val_annotations.txt, or each"),
+        (b"val_00.JPEG", r"val_annotations.txt: line 1 is 'val_00.JPEG', wanted is a file's name and its wnid"),
+        (b"val_00.JPEG n01443537\n\nval_01.JPEG n01443537\n", "line 2 is '', wanted is"),
+        (b"val_00.JPEG\tn01443537\n", "does not say the class of val/images/val_01.JPEG, .* and 2 others"),
+        (b"\xff\xfe\x00", "val_annotations.txt cannot be read as text"),
+    ],
+)
+def test_wrong_annotations_are_said_and_nothing_is_to_be_deleted(tiny, content, says):
     file = tiny / "val/val_annotations.txt"
     file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(data.DataError, match="tiny-imagenet-200 is damaged or incomplete.*delete"):
+    with pytest.raises(data.DataError, match=says) as error:
         data.load("tiny-imagenet", tiny.parent)
+    assert "delete" not in str(error.value)
 
 
 def test_wrong_size_of_an_image_is_named(cifar):

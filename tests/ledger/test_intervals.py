@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lkca.ledger import intervals, records
+from lkca.ledger.runs import pack
 
 START = ("cifar100", "ViT/0.5M", "sketch", 0)
 TEMPLATE = next(r for r in records.read()[0] if (r.dataset, r.row, r.protocol, r.seed) == START)
@@ -16,7 +17,7 @@ def run(seed, right, **kw):
     right = np.asarray(right, bool)
     top1 = float(100 * right.mean())
     curve = [dataclasses.replace(point, top1=top1) for point in TEMPLATE.curve]
-    settings = {"seed": seed, "num_test": len(right), "correct": records.pack(right), "curve": curve, "top1": top1,
+    settings = {"seed": seed, "num_test": len(right), "correct": pack(right), "curve": curve, "top1": top1,
                 "top1_best": top1, "best_epoch": 1, "per_class_top1": [top1] * TEMPLATE.num_classes}  # fmt: skip
     return dataclasses.replace(TEMPLATE, **settings | kw)
 
@@ -106,7 +107,7 @@ def test_the_spread_is_pooled_over_cells_of_one_engine_and_precision():
     other = seeds_of("ViT/1M", (90.0,))
     found = intervals.pooled([*vit, *lkca, *other])
     assert (found.deviation, found.freedom, found.runs) == (1.0, 2, (*vit, *lkca))  # root of (2 + 0) / 2
-    now = dataclasses.replace(vit[1], versions=vit[1].versions | {"lkca": "0.3.1"})
+    now = dataclasses.replace(vit[1], versions=vit[1].versions | {"lkca": "0.3.1"}, draws=2)
     assert intervals.pooled([vit[0], now]).freedom == 0
     assert intervals.pooled([vit[0], dataclasses.replace(vit[1], precision="bf16")]).freedom == 0
     assert intervals.pooled([]).freedom == 0
@@ -172,5 +173,5 @@ def test_without_answers_the_images_are_binomial():
 def test_a_seed_that_another_engine_drew_is_another_seed():
     before, after = runs(np.random.default_rng(0), gain=0.5)
     assert TEMPLATE.versions["lkca"].startswith("0.1.")
-    now = [dataclasses.replace(r, versions=r.versions | {"lkca": "0.3.1"}) for r in after]
+    now = [dataclasses.replace(r, versions=r.versions | {"lkca": "0.3.1"}, draws=2) for r in after]
     assert paired(before, now) is None and paired(before, now[:2] + after[2:]).n == 3

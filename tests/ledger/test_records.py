@@ -5,7 +5,6 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,9 @@ import torch
 from lkca.data import images as data
 from lkca.data import scenes
 from lkca.ledger import records
+from lkca.ledger.checks import RecordError
 from lkca.ledger.protocols import PROTOCOLS, SEGMENTATION
+from lkca.ledger.runs import Record, Run, SegmentationRecord, pack
 from lkca.models import zoo
 from lkca.training import engine, jobs
 
@@ -30,10 +31,10 @@ def record():
 
 
 def test_the_ledger_is_sound():
-    for kind, files in ((records.Record, COMMITTED), (records.SegmentationRecord, SEGMENTED)):
+    for kind, files in ((Record, COMMITTED), (SegmentationRecord, SEGMENTED)):
         ledger, broken = records.read(kind=kind)
         assert not broken and len(ledger) == len(files) >= 8
-    ledger, broken = records.read(kind=records.Run)
+    ledger, broken = records.read(kind=Run)
     assert not broken and len(ledger) == len(ALL)
     for r in ledger:
         p = (PROTOCOLS | SEGMENTATION)[r.protocol]
@@ -79,11 +80,11 @@ def damage_range(d):
 
 
 def damage_answers(d):
-    d["correct"] = records.pack(np.ones(d["num_test"], bool))
+    d["correct"] = pack(np.ones(d["num_test"], bool))
 
 
 def damage_answers_length(d):
-    d["correct"] = records.pack(np.ones(8, bool))
+    d["correct"] = pack(np.ones(8, bool))
 
 
 def damage_answers_text(d):
@@ -137,14 +138,14 @@ def test_a_broken_record_is_named_and_hides_no_other(tmp_path, damage, says):
     [
         ({"miou": 50.0}, "miou is 50.0 but the curve says"),
         ({"truth": [1]}, "truth has 1 entries for 11 classes"),
-        ({"intersection": [0] * 11}, "aacc is .* but the pixels say 0.0"),
+        ({"intersection": [0] * 11}, "aacc is .* the pixels say 0.0"),
         ({"task": "detection"}, "task 'detection' is not one of classification, segmentation"),
     ],
 )
 def test_a_broken_segmentation_record_is_named(tmp_path, change, says):
     file = tmp_path / SEGMENTED[0].name
     file.write_text(json.dumps(json.loads(SEGMENTED[0].read_text()) | change))
-    with pytest.raises(records.RecordError, match=f"{file.name}: {says}"):
+    with pytest.raises(RecordError, match=f"{file.name}: {says}"):
         records.read_one(file)
 
 
@@ -238,7 +239,9 @@ def test_table_4_is_released_on_all_its_data_sets(tmp_path, monkeypatch):
     assert jobs.plan(4, **kw).protocol.name == "smoke"
     monkeypatch.setattr(data, "available", lambda name, root: True)
     job = jobs.plan(4, **kw)
-    assert [run[:3] for run in job.runs] == [(d, "ViT/1M-LKCA", 0) for d in ("cifar10", "cifar100", "svhn")]
+    assert [(run.dataset, run.row, run.seed) for run in job.runs] == [
+        (d, "ViT/1M-LKCA", 0) for d in ("cifar10", "cifar100", "svhn")
+    ]
 
 
 def test_a_job_skips_what_the_ledger_holds(record, tmp_path, monkeypatch):
@@ -253,12 +256,17 @@ def test_a_job_skips_what_the_ledger_holds(record, tmp_path, monkeypatch):
 def test_a_job_trains_what_is_missing(tmp_path):
     job = jobs.plan(1, protocol="smoke", rows=["ViT/0.5M"], results_root=tmp_path)
     (trained,) = jobs.run(job, progress=False)
-    assert trained.row == "ViT/0.5M" and Path(job.runs[0][3]).exists() and not (tmp_path / "runs").exists()
+    assert (
+        trained.row == "ViT/0.5M"
+        and records.path_of(trained, job.results_root).exists()
+        and not (tmp_path / "runs").exists()
+    )
 
 
 def test_a_job_leaves_a_row_to_another_that_trains_it_and_waits_for_it_at_the_end(tmp_path, monkeypatch):
     job = jobs.plan(1, protocol="smoke", rows=["ViT/0.5M", "ViT/0.5M-LKCA"], results_root=tmp_path)
-    (name, row, _, path), (_, other, _, _) = job.runs
+    first, second = job.runs
+    name, row, other = first.dataset, first.row, second.row
     fit, done, rows = engine.fit, threading.Event(), []
 
     def spy(row, *args, **kw):
@@ -268,8 +276,8 @@ def test_a_job_leaves_a_row_to_another_that_trains_it_and_waits_for_it_at_the_en
 
     monkeypatch.setattr(engine, "fit", spy)
     with ThreadPoolExecutor() as pool:
-        with jobs.lock(job.results_root, row, name, job.protocol):
+        with jobs.lock(first, job.results_root):
             waiting = pool.submit(jobs.run, job, None)
-            assert done.wait(60) and rows == [other] and not path.exists()
+            assert done.wait(60) and rows == [other] and records.lacking([first], job.results_root)
             (trained,) = fit(row, data.load(name), job.protocol, results_root=job.results_root, progress=None)
         assert waiting.result(60)[0] == trained and rows == [other]

@@ -39,7 +39,7 @@ def test_printed_counts_digit_for_digit(table, row):
 
 @pytest.mark.parametrize("row", comparators.ROWS)
 @pytest.mark.parametrize("size, classes", [(32, 10), (32, 100), (64, 200)])
-def test_rows_run_forward_and_backward_with_the_recorded_parameters(row, size, classes):
+def test_rows_run_forward_and_backward_with_the_recorded_counts(row, size, classes):
     if size % zoo.step(row):
         with pytest.raises(ValueError, match=f"image_size=32 does not suit {row}: use a multiple of 64"):
             build(row, size, classes)
@@ -47,7 +47,9 @@ def test_rows_run_forward_and_backward_with_the_recorded_parameters(row, size, c
     model = build(row, size, classes)
     recorded = complexity.count(row, image_size=size, num_classes=classes)
     assert recorded.params == sum(p.numel() for p in model.parameters())
-    out = model(torch.randn(2, 3, size, size))
+    with complexity.counter_of_products() as counter:
+        out = model(torch.randn(2, 3, size, size))
+    assert counter.get_total_flops() == 2 * 2 * recorded.macs  # two images, two operations each
     assert out.shape == (2, classes)
     out.logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -195,7 +197,7 @@ def test_every_row_trains_two_steps(row, digits):
     assert all((weights[name] != w).any() for name, w in before.items() if name.endswith("weight"))
 
 
-@pytest.mark.parametrize("row", [row for row in ONE_OF_EACH if build(row).stackable])
+@pytest.mark.parametrize("row", [row for row in ONE_OF_EACH if comparators.FAMILIES[zoo.row(row).family].stackable])
 def test_seeds_in_one_step_end_where_each_ends_alone(row, digits):
     ds = digits[zoo.step(row)]
     together, losses = trained(row, [0, 1], ds)

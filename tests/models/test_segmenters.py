@@ -22,6 +22,12 @@ def count(name, crop=512, num_classes=150):
     return segmenters.count(name, crop=crop, num_classes=num_classes)
 
 
+@pytest.mark.parametrize("name", segmenters.ROWS)
+def test_recorded_sizes_are_those_of_the_counter(name):
+    """What `count` looks up, and with it what the tests below are about."""
+    assert segmenters._counted()[name] == segmenters.run(name, crop=512, num_classes=150)
+
+
 def test_every_row_of_the_tables_is_there():
     assert set(PRINTED) == {row for rows in segmenters.TABLES.values() for row in rows}
 

@@ -13,6 +13,7 @@ from test_tables import made, pair
 from lkca import published
 from lkca.ledger import records
 from lkca.ledger.cells import FULL, SHOWN
+from lkca.ledger.runs import SegmentationRecord
 from lkca.models import complexity, zoo
 from lkca.pages import claims, equivalence, figures, tables
 from lkca.pages import receptive_field_figures as rff
@@ -238,7 +239,7 @@ def test_the_steps_stand_from_short_to_long_and_without_their_rows_the_whole_alo
 
 
 def test_camvid_in_words():
-    ledger = records.read(kind=records.SegmentationRecord)[0]
+    ledger = records.read(kind=SegmentationRecord)[0]
     one = vars(next(r for r in ledger if (r.dataset, r.row) == ("camvid", "ViT-XS/UPerNet")))
     known, union = (
         [0, 0, 40, *one["intersection"][3:]],

@@ -6,13 +6,14 @@ import pytest
 
 from lkca.ledger import records
 from lkca.ledger.protocols import PROTOCOLS
+from lkca.ledger.runs import Run
 from lkca.models import zoo
 from lkca.pages import cost, speed
 
 MACHINES = speed.read()
 CPU = next(m for m in MACHINES if "threads" in m["device"])
 GPU = CPU | {"device": "NVIDIA H200"}
-LEDGER = records.read(kind=records.Run)[0]
+LEDGER = records.read(kind=Run)[0]
 
 
 def released(row, seconds, stacked=1):

@@ -14,11 +14,12 @@ from lkca.data import images as data
 from lkca.ledger import provenance, records
 from lkca.ledger.cells import of_cell
 from lkca.ledger.protocols import PROTOCOLS
+from lkca.ledger.runs import Run
 from lkca.pages import figures, rendering, tables
 from lkca.pages.provenance import page as whole_page
 from lkca.training import engine
 
-LEDGER = records.read(kind=records.Run)[0]
+LEDGER = records.read(kind=Run)[0]
 CLASSIFIED = records.read()[0]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

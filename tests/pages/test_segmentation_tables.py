@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lkca.data import scenes
-from lkca.ledger import records
+from lkca.ledger import records, trained
 from lkca.ledger.protocols import ORIGIN, SEGMENTATION
-from lkca.ledger.records import SegmentationRecord, Stage
+from lkca.ledger.runs import SegmentationRecord, Stage, measures
 from lkca.models import segmenters
 from lkca.pages import listing, segmentation_figures, segmentation_tables
 from lkca.pages.segmentation_tables import NOT_RUN
@@ -21,8 +21,8 @@ def run(row, dataset="ade20k", protocol="table6", seed=0, shift=0, classes=12):
     truth = [100] * classes
     inside = [40 + shift + k for k in range(classes)]
     union = [150] * classes
-    p, measures = SEGMENTATION[protocol], records.measures(inside, union, truth)
-    curve = [Stage(iteration=i, lr=0.0, train_loss=1.0, seconds=1.0, **measures) for i in p.iterations]
+    p, found = SEGMENTATION[protocol], measures(inside, union, truth)
+    curve = [Stage(iteration=i, lr=0.0, train_loss=1.0, seconds=1.0, **found) for i in p.iterations]
     return SegmentationRecord(
         row=row, dataset=dataset, protocol=protocol, protocol_hash=p.hash, protocol_fields=p.fields, seed=seed,
         params=1_234_567, params_paper=1, macs=2_345_678_901, macs_paper=1, image_size=p.crop, num_classes=classes,
@@ -120,7 +120,7 @@ def kept(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = segmenters.build(row, crop=96, num_classes=11)
     r = run(row, dataset="digit-scenes", protocol="reduced", classes=11)
-    records.write_weights(r, model.state_dict(), tmp_path)
+    trained.write(r, model.state_dict(), tmp_path)
     monkeypatch.setattr(segmentation.load, "__defaults__", (tmp_path,))
     return r, tmp_path
 
@@ -171,7 +171,7 @@ def test_kept_weights_hold_a_variance_that_half_precision_cannot(kept):
     model = segmenters.build(r.row, crop=96, num_classes=11)
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     norm.running_var.fill_(3e5)
-    records.write_weights(r, model.state_dict(), folder)
+    trained.write(r, model.state_dict(), folder)
     loaded = segmentation.load(r)
     assert next(m for m in loaded.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var.max() == 3e5
     torch.testing.assert_close(loaded.backbone.pos_embed, model.backbone.pos_embed, atol=1e-4, rtol=1e-3)

@@ -6,7 +6,8 @@ import torch
 
 from lkca import ViT
 from lkca.data import images as data
-from lkca.ledger import records
+from lkca.ledger import records, trained
+from lkca.ledger.runs import Run, SegmentationRecord
 from lkca.operator import attention_matrix
 from lkca.pages import receptive_field_figures as rff
 from lkca.studies import receptive_field as rf
@@ -154,7 +155,7 @@ def test_what_does_not_exist_is_said(images, kw, says):
 
 def test_kept_weights_belong_to_their_records():
     """Every file of weights has its record, fits its model, and stays small."""
-    ledger, _ = records.read(kind=records.Run)
+    ledger, _ = records.read(kind=Run)
     names = {records.path_of(r, "").stem for r in ledger}
     files = list((records.RESULTS / "weights").iterdir())
     assert files and {f.stem for f in files} <= names and all(f.suffix == ".safetensors" for f in files)
@@ -162,7 +163,7 @@ def test_kept_weights_belong_to_their_records():
     for record in weights.runs("cifar100", "sketch"):
         assert weights.model_of(record, trained=True).blocks
     for record in ledger:
-        if isinstance(record, records.SegmentationRecord) and records.weights_path(record).exists():
+        if isinstance(record, SegmentationRecord) and trained.path(record).exists():
             assert all(w.isfinite().all() for w in segmentation.load(record).state_dict().values())
 
 

@@ -9,16 +9,17 @@ from lkca.data import images as data
 from lkca.ledger import records
 from lkca.ledger.protocols import PROTOCOLS
 from lkca.ledger.provenance import anchor
+from lkca.ledger.trained import read as weights_of
 from lkca.studies import rounding, weights
 from lkca.training import engine, machine
 
-SHORT = dataclasses.replace(PROTOCOLS["smoke"], train_images=64)
+SHORT = dataclasses.replace(PROTOCOLS["smoke"], train_images=64, batch_size=16, test_images=180)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A pair of rows after four steps on digits, with their weights, and the folder they are in."""
-    root, digits = tmp_path_factory.mktemp("results"), data.load("digits")
+    root, digits = tmp_path_factory.mktemp("results"), data.load("digits").tested_on(SHORT.test_images)
     how = {"results_root": root, "keep_weights": True, "progress": None}
     pair = [engine.fit(row, digits, SHORT, **how)[0] for row in ("ViT/0.5M", "ViT/0.5M-LKCA")]
     return pair, digits, root
@@ -53,12 +54,13 @@ def test_bf16_rounds_more_than_fp32_and_less_than_a_batch_changes(trained, monke
 def test_gradients_are_of_the_trained_weights_in_training(trained):
     pair, digits, root = trained
     for run in pair:
-        stack, of_file = rounding._stack(run, digits, "fp64", root), records.read_weights(run, root)
+        stack, of_file = rounding._stack(run, digits, "fp64", root), weights_of(run, root)
         assert stack._model.training and all(torch.equal(p[0], of_file[n].double()) for n, p in stack.params.items())
 
 
 def test_the_command_keeps_what_it_measured(trained, monkeypatch, capsys):
-    pair, _, root = trained
+    pair, digits, root = trained
+    monkeypatch.setattr(data, "load", lambda *_: digits)
     monkeypatch.setattr(rounding, "BATCHES", 2)
     monkeypatch.setattr(weights, "pairs", lambda root: [pair])
     assert rounding.table(root).empty and rounding.sentence(root) == "Not measured."

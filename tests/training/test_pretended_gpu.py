@@ -19,7 +19,7 @@ from lkca.data import augment, scenes
 from lkca.data import images as data
 from lkca.ledger.protocols import SEGMENTATION, Protocol
 from lkca.models import comparators, segmenters, zoo
-from lkca.training import classification, engine, segmentation
+from lkca.training import classification, draws, segmentation
 from lkca.training.stack import PRECISIONS, Stack
 
 P = Protocol("tiny", "a test's", batch_size=16, crop_padding=1)
@@ -58,7 +58,7 @@ def steps(task, ds, p, models, precision="bf16"):
     loss, home = task.loss(ds, p, "cuda", PRECISIONS[precision]), ds.to("cuda")
     kw = {"device": "cuda", "precision": precision, "execution": "eager"}
     stack = Stack(models, loss, betas=p.betas, weight_decay=p.weight_decay, **kw)
-    rngs = [engine.stream(seed, "block") for seed in range(len(models))]
+    rngs = [draws.stream(seed, "block") for seed in range(len(models))]
     orders = [np.arange(task.BLOCK * p.batch_size) % ds.num_train for _ in models]
     block = task.block(home, p, rngs, orders, num_draws=stack.num_draws, dtype=stack.dtype)
     losses = stack.losses([t[:, 0] for t in block])
@@ -136,7 +136,7 @@ def test_what_capturing_needs_leaves_no_trace(monkeypatch, resumed):
         if resumed and stacks:
             stack.load_state_dict(halfway)
         for part in range(resumed and len(stacks), 2):
-            rngs, orders = [engine.stream(s, "block", part) for s in (0, 1)], [np.arange(steps * p.batch_size)] * 2
+            rngs, orders = [draws.stream(s, "block", part) for s in (0, 1)], [np.arange(steps * p.batch_size)] * 2
             block = classification.block(ds, p, rngs, orders, num_draws=stack.num_draws, dtype=stack.dtype)
             stack.train(block, [2**-10] * steps, range(steps))
             if not part:

@@ -10,9 +10,9 @@ from torch import nn
 
 from lkca.data import scenes
 from lkca.data.scenes import IGNORE
-from lkca.ledger import records
+from lkca.ledger import records, trained
 from lkca.ledger.protocols import ORIGIN, SEGMENTATION, SegmentationProtocol
-from lkca.ledger.records import SegmentationRecord
+from lkca.ledger.runs import SegmentationRecord, measures
 from lkca.models import segmenters
 from lkca.training import engine, segmentation
 
@@ -27,7 +27,7 @@ def tiny(monkeypatch):
     """The name of a row that trains in an instant."""
     row = dataclasses.replace(segmenters.ROWS["LKCA-XS/UPerNet"], dim=8, depth=4, channels=4)
     monkeypatch.setitem(segmenters.ROWS, "tiny", row)
-    segmenters.count.cache_clear()
+    segmenters.run.cache_clear()
     return "tiny"
 
 
@@ -172,7 +172,7 @@ def test_a_run_leaves_a_record_and_a_killed_one_resumes_bit_for_bit(digit_scenes
     ) is None:
         calls += 1
     assert calls >= 2
-    one, other = (records.weights_path(whole, tmp_path / part).read_bytes() for part in "ab")
+    one, other = (trained.path(whole, tmp_path / part).read_bytes() for part in "ab")
     assert one == other
     same = ("aacc", "miou", "miou10", "intersection", "union", "truth")
     assert [getattr(whole, name) for name in same] == [getattr(found[0], name) for name in same]
@@ -182,7 +182,7 @@ def test_a_run_leaves_a_record_and_a_killed_one_resumes_bit_for_bit(digit_scenes
     assert whole == records.read_one(records.path_of(whole, tmp_path / "a"))
     assert (whole.image_size, whole.num_train, whole.num_test, whole.num_classes) == (32, 16, 3, 11)
     assert sum(whole.truth) == sum(digit_scenes.test.sizes[:3].prod(axis=1))
-    assert records.measures(whole.intersection, whole.union, whole.truth)["miou"] == pytest.approx(whole.miou)
+    assert measures(whole.intersection, whole.union, whole.truth)["miou"] == pytest.approx(whole.miou)
     assert json.loads(records.path_of(whole, tmp_path / "a").read_text())["protocol_fields"]["crop"] == 32
 
 
@@ -195,7 +195,7 @@ def test_seeds_differ_and_batch_norm_learns(digit_scenes, tiny, tmp_path):
         for s in (0, 1)
     ]
     assert runs[0].curve[0].train_loss != runs[1].curve[0].train_loss
-    weights = records.read_weights(runs[0], tmp_path)
+    weights = trained.read(runs[0], tmp_path)
     means = [value for name, value in weights.items() if name.endswith("running_mean")]
     assert means and all(mean.abs().max() > 0 for mean in means)
 

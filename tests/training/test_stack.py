@@ -8,7 +8,7 @@ from torch import nn
 from lkca.data import images as data
 from lkca.ledger.protocols import Protocol
 from lkca.models import zoo
-from lkca.training import classification, engine
+from lkca.training import classification, draws
 from lkca.training.stack import PRECISIONS, Stack, multiplying
 
 RATE = 2**-10  # exact in float32, as the engine has it
@@ -36,10 +36,10 @@ def stack_of(digits, made, precision="fp64"):
 
 
 def blocks(digits, seeds, steps, stack, batch=P.batch_size):
-    orders = {seed: engine.order(seed, 0, digits.num_train, steps * batch) for seed in seeds}
+    orders = {seed: draws.order(seed, 0, digits.num_train, steps * batch) for seed in seeds}
     for first in range(0, steps, classification.BLOCK):
         rows = slice(first * batch, min(first + classification.BLOCK, steps) * batch)
-        rngs, kw = [engine.stream(s, "block", first) for s in seeds], {"num_draws": stack.num_draws}
+        rngs, kw = [draws.stream(s, "block", first) for s in seeds], {"num_draws": stack.num_draws}
         yield classification.block(digits, P, rngs, [orders[s][rows] for s in seeds], dtype=stack.dtype, **kw)
 
 
@@ -48,9 +48,9 @@ def take(stack, block):
     stack.train(block, [RATE] * steps, range(steps))
 
 
-def trained(digits, row, seeds, steps, precision="fp64"):
+def trained(digits, row, seeds, steps, precision="fp64", batch=P.batch_size):
     stack = stack_of(digits, models(row, seeds), precision)
-    for block in blocks(digits, seeds, steps, stack):
+    for block in blocks(digits, seeds, steps, stack, batch):
         take(stack, block)
     return stack
 
@@ -63,18 +63,18 @@ def difference(a, b):
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_a_seed_in_a_stack_ends_where_it_ends_alone(digits, row):
     """12 steps, more than a block, with everything on: augmentation, erasing, mixing, drop path; to 1e-9 in float64."""
-    together, alone = trained(digits, row, (5, 6), 12), trained(digits, row, (6,), 12)
+    together, alone = trained(digits, row, (5, 6), 12, batch=4), trained(digits, row, (6,), 12, batch=4)
     assert difference([w[1] for w in together.params.values()], [w[0] for w in alone.params.values()]) < 1e-9
     other = [w[0] for w in together.params.values()]
     assert difference(other, [w[0] for w in alone.params.values()]) > 1e-2
-    (_, stacked), (single,) = (classification.evaluate(s, digits) for s in (together, alone))
+    (_, stacked), (single,) = (classification.evaluate(s, digits.tested_on(60)) for s in (together, alone))
     assert stacked[0]["test_loss"] == pytest.approx(single[0]["test_loss"], rel=1e-9)
     assert stacked[1] == single[1] and stacked[0]["top1"] == single[0]["top1"]
 
 
 @pytest.mark.parametrize("row", zoo.ROWS)
 def test_every_row_stacks(digits, row):
-    together, alone = (trained(digits, row, seeds, 1) for seeds in ((1, 2), (2,)))
+    together, alone = (trained(digits, row, seeds, 1, batch=2) for seeds in ((1, 2), (2,)))
     assert difference([w[1] for w in together.params.values()], [w[0] for w in alone.params.values()]) < 1e-9
 
 
@@ -89,7 +89,7 @@ def test_in_bf16_a_stacked_seed_stays_near_the_one_alone(digits, row):
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_in_bf16_a_seed_alone_ends_the_same_each_time(digits, row):
     """Bit for bit, as it must where a run that was killed goes on."""
-    first, again = (list(trained(digits, row, (1,), 4, "bf16").params.values()) for _ in range(2))
+    first, again = (list(trained(digits, row, (1,), 4, "bf16", 4).params.values()) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
