@@ -11,6 +11,9 @@ BIN := .venv/bin
 PARALLEL := -n auto --maxprocesses 4
 test oldest: export OMP_NUM_THREADS = 1
 
+# $(call part,what it is,command): run it and say how many seconds it took; a failure stays one
+part = @echo "$(1)"; began=$$(date +%s); $(2); status=$$?; echo "  $$(($$(date +%s) - began)) s"; exit $$status
+
 .PHONY: book test oldest outputs accessible clean
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -23,12 +26,11 @@ test oldest: export OMP_NUM_THREADS = 1
 	@touch $@
 
 test: .venv/.installed
-	@echo "Checking style"
-	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
-	@echo "Running the unit tests"
-	@$(BIN)/python -m pytest -q $(PARALLEL) --dist worksteal tests
-	@echo "Running the notebooks (trains each row on scikit-learn's digits, once: some minutes on two cores)"
-	@$(BIN)/python -m pytest -q -W default $(PARALLEL) --dist loadfile --nbval --nbval-cell-timeout=3600 notebooks
+	$(call part,Checking style,$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .)
+	$(call part,Checking types and the order of the floors,$(BIN)/lint-imports --no-logo && $(BIN)/mypy lkca)
+	$(call part,Running the unit tests,$(BIN)/python -m pytest -q $(PARALLEL) --dist worksteal tests)
+	$(call part,Running the notebooks (each row trains for ten steps on scikit-learn's digits),\
+	  $(BIN)/python -m pytest -q -W default $(PARALLEL) --dist loadfile --nbval --nbval-cell-timeout=3600 notebooks)
 
 book: .venv/.installed
 	@echo "Executing the notebooks and building the book, warnings are errors"

@@ -115,6 +115,8 @@ def wanted(name: str) -> str:
     names = NAMES[name]
     if name == "tiny-imagenet":
         return f"wanted are its {len(names)} wnids, {files.some(names, 3)}"
+    if name == "svhn":
+        return "wanted are the digits 0 to 9, of which 0 may be called 10"
     return f"wanted are {files.some(names, 10)}, or the numbers 0 to {len(names) - 1} in that order"
 
 

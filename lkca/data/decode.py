@@ -33,7 +33,7 @@ def guarded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(source: Path | bytes, where: str) -> Iterator[Image.Image]:
+def opened(source: Path | bytes, where: str, wanted: str = "a sound image") -> Iterator[Image.Image]:
     """An image whose header has been read and no more; what goes wrong with it becomes a DataError."""
     try:
         content = io.BytesIO(source) if isinstance(source, bytes) else files.checked(source)
@@ -42,7 +42,7 @@ def opened(source: Path | bytes, where: str) -> Iterator[Image.Image]:
     except DataError:
         raise
     except (*UNREADABLE, *_BOMBS) as error:
-        raise DataError(f"{where} cannot be read ({error}): a sound image is wanted there") from error
+        raise DataError(f"{where} cannot be read ({error}): {wanted} is wanted there") from error
 
 
 def size(source: Path | bytes, where: str) -> tuple[int, int]:
@@ -62,10 +62,10 @@ def pixels(source: Path | bytes, where: str, wanted: tuple[int, int] | None = No
     Raises:
         DataError: on what is no image of `FORMATS`, is damaged or of another size, or has no one meaning in RGB.
     """
-    with opened(source, where) as image:
+    size = f"{wanted[0]} x {wanted[1]}" if wanted else ""
+    with opened(source, where, f"a sound image{f' of {size}' if wanted else ''}") as image:
         if wanted and image.size != wanted:
-            found = " x ".join(map(str, image.size))
-            raise DataError(f"{where} is {found} pixels, not {wanted[0]} x {wanted[1]}")
+            raise DataError(f"{where} is {image.width} x {image.height} pixels, not {size}")
         return _rgb(image, where)
 
 

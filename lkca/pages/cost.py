@@ -236,4 +236,4 @@ def disk() -> pd.DataFrame:
                 "source of the sizes": source,
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)

@@ -89,7 +89,8 @@ def gaps_figure(ledger: Sequence[Record]) -> HTML:
                 "pair": frame.dataset + " " + frame["size"],
                 "the paper's": frame.printed.map("{:+.2f}".format),
             }
-            | {label: frame[key].map(tables.interval) for key, (_, label) in marks.items()}
+            | {label: [*map(tables.interval, frame[key])] for key, (_, label) in marks.items()},
+            dtype=object,  # with pyarrow at hand pandas makes plain texts of numbers that know their runs
         )
         caption = (
             "ViT-LKCA against the ViT of its size. Hollow: the paper's difference. Filled: ours, with its 95 % "

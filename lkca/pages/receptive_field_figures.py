@@ -64,7 +64,7 @@ def summaries(num_images: int, results_root: Path = RESULTS) -> pd.DataFrame:
                 "attention that a kernel explains": Number(f"{100 * found['explained']:.1f} %", [vit]),
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def images_for(record: Record, n: int, source: str = "photographs", data_root: Path = data.ROOT) -> Tensor:

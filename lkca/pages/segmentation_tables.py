@@ -48,7 +48,7 @@ def published(table: int) -> pd.DataFrame:
 def of_cell(ledger: Sequence[SegmentationRecord], dataset: str, protocol: str, row: str) -> list[SegmentationRecord]:
     """The records of a cell under a protocol, by seed: those made with that protocol's present settings."""
     settings = (dataset, row, protocol, SEGMENTATION[protocol].hash)
-    found = [r for r in ledger if (r.dataset, r.row, r.protocol, r.protocol_hash) == settings]
+    found = [r for r in ledger if (r.dataset, r.row, r.protocol, r.protocol_hash) == settings and not r.apart]
     return sorted(found, key=lambda r: r.seed)
 
 
@@ -108,7 +108,7 @@ def patch_sizes() -> pd.DataFrame:
                 "over LKCA-S/UPerNet's": f"{counted.macs_paper / coarse:.1f}",
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def readings() -> pd.DataFrame:
@@ -120,7 +120,7 @@ def readings() -> pd.DataFrame:
             c = segmenters.count(row, **SETTING)
             block = words[segmenters.row(row).projections]
             lines.append({"row": row, "block": block, "params": f"{c.params_paper:,}", "MACs": f"{c.macs_paper:,}"})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def compare(table: int, ledger: Sequence[SegmentationRecord]) -> pd.DataFrame:
@@ -185,7 +185,7 @@ def settings(*names: str) -> pd.DataFrame:
     for f in ORIGIN:
         values = {name: _shown(getattr(SEGMENTATION[name], f)) for name in names}
         lines.append({"setting": f, **values, "": ORIGIN[f].split(":")[0]})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def _shown(value: object) -> str:

@@ -51,7 +51,7 @@ def table(machine: dict, group: str) -> pd.DataFrame:
             }
         )
         before = speed
-    return pd.DataFrame(lines).fillna("")
+    return pd.DataFrame(lines, dtype=object).fillna("")
 
 
 def ladder_figure(machine: dict) -> HTML:
@@ -109,7 +109,7 @@ def provenance(machines: Sequence[dict]) -> pd.DataFrame:
         for name in WANTED
         if not any(name in m["device"] for m in machines)
     ]
-    return pd.DataFrame(lines).fillna("")
+    return pd.DataFrame(lines, dtype=object).fillna("")
 
 
 def _commit(stamp: dict) -> str:
@@ -154,7 +154,7 @@ def forms_table(machine: dict) -> pd.DataFrame:
                 "conv / fastest": f"{ms['conv'] / ms[best]:.0f}" if ms["conv"] else "",
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def gathers_table(machine: dict) -> pd.DataFrame:
@@ -204,7 +204,7 @@ def goals(machines: Sequence[dict]) -> pd.DataFrame:
                     "": ("reached" if speed >= least else "missed") if m else "",
                 }
             )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)
 
 
 def engine_runs(results_root: Path = RESULTS) -> list[Record]:
@@ -248,4 +248,4 @@ def engine_differences(ledger: Sequence[Record], dataset: str, protocol: str) ->
                     "runs": f"{len(now)} and {len(first)}",
                 }
             )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object)

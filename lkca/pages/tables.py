@@ -237,7 +237,7 @@ def reproduction(ledger: Sequence[Record]) -> pd.DataFrame:
         (d.dataset, d.row, d.protocol, d.epoch): Number(f"{d.points:+.2f} ± {d.half:.2f}", d.runs)
         for d in from_print(ledger).itertuples()
     }
-    return pd.DataFrame(
+    lines = [
         {"data set": NAMES[zoo.TABLES[t].dataset], "row": row, "the paper's": f"{published(t).top1[row]:.2f}"}
         | {
             f"{protocol}, {epoch} epoch": found.get((zoo.TABLES[t].dataset, row, protocol, epoch), NOT_RUN)
@@ -246,7 +246,8 @@ def reproduction(ledger: Sequence[Record]) -> pd.DataFrame:
         }
         for t in (1, 2, 3)
         for row in zoo.MAIN_ROWS
-    )
+    ]
+    return pd.DataFrame(lines, dtype=object)
 
 
 def by_protocol(ledger: Sequence[Record], dataset: str, rows: Sequence[str], before: str, after: str) -> pd.DataFrame:

@@ -158,7 +158,7 @@ def _check_own(job: Job) -> None:
     if job.own:
         job.protocol.stages(min(job.protocol.train_images or job.own.num_train, job.own.num_train))
         for row in job.rows:
-            zoo.build(row, image_size=job.own.image_size, num_classes=len(job.own.classes))
+            zoo.check_size(row, job.own.image_size, len(job.own.classes))
 
 
 def _datasets(spec: zoo.Table, dataset: str | Own | None) -> tuple[str, ...]:

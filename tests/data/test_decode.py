@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lkca.data import decode
 from lkca.data.files import DataError
@@ -90,12 +90,12 @@ def test_a_size_is_looked_at_before_anything_is_decoded(side, monkeypatch):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
     content += struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 10) + b"IDAT" + bytes(14)
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with decode.guarded(), pytest.raises(DataError, match=f"it is {side} x {side} pixels, not 8 x 8|exceeds limit"):
         read(content)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", bytes(160)])
 def test_what_is_no_image_is_named(content):
-    with pytest.raises(DataError, match="it cannot be read .*: a sound image is wanted there"):
+    with pytest.raises(DataError, match="it cannot be read .*: a sound image of 8 x 8 is wanted there"):
         read(content)

@@ -472,6 +472,20 @@ def test_subset_of_too_many_or_none(n):
         data.load("digits").subset(n)
 
 
+@pytest.mark.parametrize("n", [10, 40, 360])
+def test_tested_on_takes_of_every_class(n):
+    ds = data.load("digits")
+    part = ds.tested_on(n)
+    assert len(part.test_images) == part.num_test == n
+    assert (part.test_labels.bincount(minlength=10) - n / 10).abs().max() <= 1 + n / 90  # a tenth each has 33 to 37
+    assert part.fingerprint == ds.fingerprint and part.train_images is ds.train_images
+    whole = {(y, x.numpy().tobytes()) for x, y in zip(ds.test_images, ds.test_labels.tolist(), strict=True)}
+    assert {(y, x.numpy().tobytes()) for x, y in zip(part.test_images, part.test_labels.tolist(), strict=True)} <= whole
+    for wrong in (0, 361):
+        with pytest.raises(ValueError, match=f"digits has 360 test images, {wrong} were asked for"):
+            ds.tested_on(wrong)
+
+
 def test_specs():
     for name, spec in data.DATASETS.items():
         assert data.stats(name) == (spec.mean, spec.std)

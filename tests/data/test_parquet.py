@@ -142,7 +142,7 @@ def test_tiny_imagenet_s_valid_is_its_test_set(tmp_path, monkeypatch):
 
 def test_what_is_wrong_with_the_files_is_said(tmp_path, cifar, arrays, monkeypatch):
     _, files = cifar
-    folder, (pixels, labels) = tmp_path / "cifar10", arrays["test"]
+    folder, labels = tmp_path / "cifar10", arrays["test"][1]
     test, encoded = folder / "test-00000-of-00001.parquet", [*map(png, arrays["test"][0])]
     files(folder)
 
@@ -155,9 +155,8 @@ def test_what_is_wrong_with_the_files_is_said(tmp_path, cifar, arrays, monkeypat
     assert "label None of row 0 is no class" in says(table(encoded, [None] * 10))
     assert "has the columns img, y; wanted are img or image and label" in says(table(encoded, [0] * 10, label="y"))
     assert "the image of row 3 is not in the file" in says(table([*encoded[:3], None, *encoded[4:]], labels.tolist()))
-    assert "no class of cifar10 is called 'plank'" in says(
-        table(encoded, [0] * 10, names=[*CIFAR10_NAMES[:9], "plank"])
-    )
+    plank = [*CIFAR10_NAMES[:9], "plank"]
+    assert "no class of cifar10 is called 'plank'" in says(table(encoded, [0] * 10, names=plank))
     assert "test-00000-of-00001.parquet (row 2) cannot be read" in says(
         table([*encoded[:2], b"none", *encoded[3:]], labels.tolist())
     )

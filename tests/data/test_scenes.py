@@ -2,11 +2,12 @@
 
 import colorsys
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -269,3 +270,70 @@ def test_ade20k_is_downloaded_with_its_checksum_when_it_is_not_there(tmp_path, m
     monkeypatch.setattr(scenes, "download_and_extract_archive", download)
     assert scenes.load("ade20k", tmp_path).num_train == 2
     assert asked == {"url": few.url, "md5": "7328b3957e407ddae1d3cbf487f149ef"}
+
+
+@pytest.fixture
+def undecoded(monkeypatch):
+    """Fails if anything but a header is looked at."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+
+
+def said(name, root):
+    with pytest.raises(data.DataError) as error:
+        scenes.load(name, root)
+    assert "delete" not in str(error.value)
+    return str(error.value)
+
+
+def test_class_names_and_masks_are_looked_at_before_anything_is_decoded(tmp_path, monkeypatch, undecoded):
+    few = dataclasses.replace(scenes.DATASETS["ade20k"], train=2, test=1)
+    monkeypatch.setitem(scenes.DATASETS, "ade20k", few)
+    folder, (_, labels) = write(tmp_path, "ade20k")
+    names = folder / "objectInfo150.txt"
+    text = names.read_text()
+    names.write_text("\n".join(text.splitlines()[:-1]))
+    assert "objectInfo150.txt: 149 classes, expected 150" in said("ade20k", tmp_path)
+    names.write_text("Idx\n1\n")
+    assert "objectInfo150.txt cannot be read as a table of classes" in said("ade20k", tmp_path)
+    names.unlink()
+    assert "objectInfo150.txt cannot be read, for it is missing: the one of ADEChall" in said("ade20k", tmp_path)
+    names.write_text(text)
+    for i in range(2):
+        (labels / f"{i}.png").rename(labels / f"{i}.xyz")
+    assert "of 2 masks, one for each image in" in said("ade20k", tmp_path)
+    assert "2 are missing: 0.png, 1.png" in said("ade20k", tmp_path)
+
+
+def test_sizes_and_kinds_of_masks_are_looked_at_before_anything_is_decoded(tiny, undecoded):
+    name, root, folder, (images, labels) = tiny
+    test = folder / scenes._LAYOUT[name][2][1] / "0.png"  # the last to be decoded
+    good = test.read_bytes()
+    Image.new("L", (12_000, 12_000)).save(test)
+    assert "exceeds limit" in said(name, root)
+    Image.new("L", (12, 9)).save(test)
+    assert "0.png is 12 x 9 pixels, not the 12 x 10 pixels of its image" in said(name, root)
+    Image.new("I;16", (12, 10)).save(test)
+    assert "is no mask of 8-bit labels, its mode is I;16" in said(name, root)
+    test.unlink()
+    os.mkfifo(test)
+    assert "0.png is a named pipe: a regular file is wanted there" in said(name, root)
+    test.unlink()
+    test.write_bytes(good)
+    for file in list(images.iterdir()):
+        file.rename(file.with_suffix(".xyz"))
+    assert "0 images, expected 2; 2 files end in .xyz, which are not read" in said(name, root)
+    images.rename(images.with_name("elsewhere"))
+    assert "are wanted there; it has" in said(name, root)
+
+
+def test_companions_and_links_among_scenes(tiny):
+    name, root, folder, (images, labels) = tiny
+    known = scenes.load(name, root)
+    for at in (images, labels):
+        for file in list(at.iterdir()):
+            file.with_name(f"._{file.name}").write_bytes(bytes(160))
+        (at / "Thumbs.db").write_bytes(b"")
+        (at / "@eaDir").mkdir()
+        real = at.rename(at.with_name(f"{at.name} elsewhere"))
+        at.symlink_to(real)
+    assert scenes.load(name, root).fingerprint == known.fingerprint

@@ -11,6 +11,7 @@ from lkca.ledger import records, trained
 from lkca.ledger.protocols import ORIGIN, SEGMENTATION
 from lkca.ledger.runs import SegmentationRecord, Stage, measures
 from lkca.models import segmenters
+from lkca.models.rows import row_hash
 from lkca.pages import listing, segmentation_figures, segmentation_tables
 from lkca.pages.segmentation_tables import NOT_RUN
 from lkca.training import jobs, segmentation
@@ -21,14 +22,15 @@ def run(row, dataset="ade20k", protocol="table6", seed=0, shift=0, classes=12):
     truth = [100] * classes
     inside = [40 + shift + k for k in range(classes)]
     union = [150] * classes
-    p, found = SEGMENTATION[protocol], measures(inside, union, truth)
+    p, spec, found = SEGMENTATION[protocol], scenes.DATASETS[dataset], measures(inside, union, truth)
     curve = [Stage(iteration=i, lr=0.0, train_loss=1.0, seconds=1.0, **found) for i in p.iterations]
     return SegmentationRecord(
         row=row, dataset=dataset, protocol=protocol, protocol_hash=p.hash, protocol_fields=p.fields, seed=seed,
         params=1_234_567, params_paper=1, macs=2_345_678_901, macs_paper=1, image_size=p.crop, num_classes=classes,
-        num_train=3, num_test=3, data_fingerprint="f", precision="fp32", device="a CPU", images_per_second=1.0,
-        wall_seconds=60.0, versions={}, git_commit="0123456789", git_clean=True, finished="2024-01-01T00:00:00+00:00",
-        curve=curve, intersection=inside, union=union, truth=truth, **measures,
+        num_train=spec.train, num_test=spec.test, data_fingerprint=spec.fingerprint or "f",
+        precision="fp32", device="a CPU", images_per_second=1.0,
+        wall_seconds=60.0, versions={"lkca": "0.6.0"}, git_commit="0123456789", git_clean=True, finished="2024-01-01T00:00:00+00:00",
+        curve=curve, intersection=inside, union=union, truth=truth, row_hash=row_hash(row), draws=2, **found,
     )  # fmt: skip
 
 

@@ -123,6 +123,13 @@ def test_a_run_leaves_a_whole_record(whole, digits, tmp_path):
         fit(digits, tmp_path, row="ViT/1M-LKCA")
 
 
+def test_a_smoke_run_is_of_few_images_and_says_so(whole, tmp_path):
+    (record,) = fit(whole, tmp_path, PROTOCOLS["smoke"], row="ViT/0.5M")
+    assert (record.num_train, record.num_test, len(record.right)) == (20, 40, 40)
+    assert record.protocol_fields["test_images"] == 40 and records.read(tmp_path) == ([record], [])
+    assert all("test_images" not in p.fields for name, p in PROTOCOLS.items() if name != "smoke")
+
+
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_training_learns(digits, tmp_path, row):
     """Two plain passes over the digits in small batches: from chance (10 %) to most of them."""

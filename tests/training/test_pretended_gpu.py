@@ -29,7 +29,7 @@ def moved(module, device, dtype=None):
     """`nn.Module.to`, which cannot make fake parameters of true ones; like it, it leaves plain attributes behind."""
     for part in module.modules():
         for held, kind in ((part._parameters, nn.Parameter), (part._buffers, Tensor.detach)):
-            new = {name: torch.empty_like(t, device=device) for name, t in held.items() if t is not None}
+            new = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in held.items() if t is not None}
             held |= {name: kind(t) for name, t in new.items()}
     return module
 

@@ -11,7 +11,7 @@ from lkca.ledger.runs import Identity
 from lkca.models import zoo
 from lkca.training import engine, locks, work
 
-TINY = Protocol("tiny", "a test's", epochs=2, train_images=96, batch_size=16, warmup_epochs=1, crop_padding=1)
+TINY = Protocol("tiny", "a test's", epochs=2, train_images=32, batch_size=16, warmup_epochs=1, crop_padding=1)
 TODO = [("digits", TINY, "ViT/0.5M-LKCA"), ("cifar10", TINY, "ViT/0.5M"), ("digits", TINY, "ViT/0.5M")]
 
 
