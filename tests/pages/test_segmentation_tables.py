@@ -29,7 +29,8 @@ def run(row, dataset="ade20k", protocol="table6", seed=0, shift=0, classes=12):
         params=1_234_567, params_paper=1, macs=2_345_678_901, macs_paper=1, image_size=p.crop, num_classes=classes,
         num_train=spec.train, num_test=spec.test, data_fingerprint=spec.fingerprint or "f",
         precision="fp32", device="a CPU", images_per_second=1.0,
-        wall_seconds=60.0, versions={"lkca": "0.6.0"}, git_commit="0123456789", git_clean=True, finished="2024-01-01T00:00:00+00:00",
+        wall_seconds=60.0, versions={"lkca": "0.6.0"}, git_commit="0123456789", git_clean=True,
+        finished="2024-01-01T00:00:00+00:00",
         curve=curve, intersection=inside, union=union, truth=truth, row_hash=row_hash(row), draws=2, **found,
     )  # fmt: skip
 
@@ -173,6 +174,7 @@ def test_kept_weights_hold_a_variance_that_half_precision_cannot(kept):
     model = segmenters.build(r.row, crop=96, num_classes=11)
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     norm.running_var.fill_(3e5)
+    trained.path(r, folder).unlink()
     trained.write(r, model.state_dict(), folder)
     loaded = segmentation.load(r)
     assert next(m for m in loaded.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var.max() == 3e5

@@ -29,8 +29,8 @@ def moved(module, device, dtype=None):
     """`nn.Module.to`, which cannot make fake parameters of true ones; like it, it leaves plain attributes behind."""
     for part in module.modules():
         for held, kind in ((part._parameters, nn.Parameter), (part._buffers, Tensor.detach)):
-            new = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in held.items() if t is not None}
-            held |= {name: kind(t) for name, t in new.items()}
+            there = {name: t for name, t in held.items() if t is not None}
+            held |= {name: kind(torch.empty(t.shape, dtype=t.dtype, device=device)) for name, t in there.items()}
     return module
 
 
