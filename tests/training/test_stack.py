@@ -1,5 +1,7 @@
 """Seeds trained together: each as if alone, and as a plainly written loop trains it."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,8 @@ def blocks(digits, seeds, steps, stack, batch=P.batch_size):
     for first in range(0, steps, classification.BLOCK):
         rows = slice(first * batch, min(first + classification.BLOCK, steps) * batch)
         rngs, kw = [draws.stream(s, "block", first) for s in seeds], {"num_draws": stack.num_draws}
-        yield classification.block(digits, P, rngs, [orders[s][rows] for s in seeds], dtype=stack.dtype, **kw)
+        p = dataclasses.replace(P, batch_size=batch)
+        yield classification.block(digits, p, rngs, [orders[s][rows] for s in seeds], dtype=stack.dtype, **kw)
 
 
 def take(stack, block):
