@@ -177,14 +177,15 @@ def sizes(run: Any) -> None:
 def by_class(record: Any, right: np.ndarray | None) -> None:
     """The accuracies of the classes average to the whole's and are what the answers say, in class order.
 
-    Test images come by class; how many each has is known of the data sets here.
+    One image more is 0.004 points at least; the first engine rounded to float32. Test images come by class; how many
+    each has is known of the data sets here.
     """
     known = record.dataset in images.DATASETS and images.spec(record.dataset).test == record.num_test
     if not known:
         return
     counts = images.test_counts(record.dataset)
     told = float(np.dot(record.per_class_top1, counts) / sum(counts))
-    require(abs(told - record.top1) <= 1e-6, f"top1 is {record.top1} but per_class_top1 averages to {told}")
+    require(abs(told - record.top1) <= 1e-4, f"top1 is {record.top1} but per_class_top1 averages to {told}")
     if right is not None:
         parts = np.split(right, np.cumsum(counts)[:-1])
         for c, (part, own) in enumerate(zip(parts, record.per_class_top1, strict=True)):

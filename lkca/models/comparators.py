@@ -38,7 +38,7 @@ class DropPath(nn.Module):
         model: images to logits, its own stochastic depth at rate 0.
         rates: of the branches, by the branch's module name. A branch's output is what is added to the stream.
         calls: how often a forward pass calls these branches in all, more than once each in RegionViT.
-        image_size: pixels a side of the images that the model is built for.
+        image_size: pixels a side of the images that the model is built for; None takes any input.
         stackable, capturable: see `Family`; for the engine.
 
     Shapes: (B, 3, image_size, image_size) -> (B, classes). ``num_draws`` is how many uniform numbers a sample needs,
@@ -46,8 +46,8 @@ class DropPath(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, rates: Mapping[str, float], calls: int, *, image_size: int, stackable: bool,
-        capturable: bool,
+        self, model: nn.Module, rates: Mapping[str, float], calls: int, *, image_size: int | None = None,
+        stackable: bool, capturable: bool,
     ):  # fmt: skip
         super().__init__()
         self.image_size = image_size
@@ -67,7 +67,8 @@ class DropPath(nn.Module):
         ``uniform_BR`` (B, num_draws), from [0, 1), decides what is dropped; None draws it from torch's generator in
         training mode. In evaluation mode nothing is dropped. Raises ValueError on images of another shape.
         """
-        check_images(image_BCHW, self.image_size, self.image_size)
+        if self.image_size:
+            check_images(image_BCHW, self.image_size, self.image_size)
         if not self.training or not self.num_draws:
             return self.model(image_BCHW)
         if uniform_BR is None:
