@@ -5,6 +5,7 @@ checked when it is read; files from before 0.6.0 say nothing of themselves.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import safetensors
@@ -16,6 +17,8 @@ from lkca.ledger import records
 from lkca.ledger.checks import RecordError
 from lkca.ledger.records import RESULTS
 from lkca.ledger.runs import Run
+
+SAYS = "lkca"  # the entry of a file's metadata that says whose it is, as JSON
 
 
 def path(run: Run, results_root: Path = RESULTS) -> Path:
@@ -41,10 +44,10 @@ def write(run: Run, weights: dict[str, Tensor], results_root: Path = RESULTS) ->
     largest = torch.finfo(torch.half).max
     halved = {name: w.is_floating_point() and bool(w.abs().max() <= largest) for name, w in weights.items()}
     kept = {name: (w.half() if halved[name] else w).cpu().contiguous() for name, w in weights.items()}
-    metadata = {"run": records.stem_of(run), "digest": digest(kept), "lkca": run.versions["lkca"]}
+    said = {"run": records.stem_of(run), "digest": digest(kept), "lkca": run.versions["lkca"]}
     target = path(run, results_root)
-    try:
-        return records.write_once(target, safetensors.torch.save(kept, metadata))
+    try:  # one entry, because safetensors writes several in another order each time
+        return records.write_once(target, safetensors.torch.save(kept, {SAYS: json.dumps(said)}))
     except FileExistsError:
         raise
     except OSError as error:
@@ -59,11 +62,11 @@ def read(run: Run, results_root: Path = RESULTS) -> dict[str, Tensor]:
     file = path(run, results_root)
     try:
         with safetensors.safe_open(file, "pt") as opened:
-            said = opened.metadata() or {}
+            said = json.loads((opened.metadata() or {}).get(SAYS, "{}"))
             held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
     except FileNotFoundError:
         raise RecordError(f"{file} does not exist: the weights of this run were not kept") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise RecordError(f"{file} is damaged ({error})") from None
     if said.get("run", records.stem_of(run)) != records.stem_of(run):
         raise RecordError(f"{file}: holds the weights of {said['run']}")

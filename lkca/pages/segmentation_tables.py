@@ -9,7 +9,7 @@ stands beside the mean over all here.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -260,12 +260,13 @@ def per_class(ledger: Sequence[SegmentationRecord], dataset: str, classes: Seque
 def two_ways(ledger: Sequence[SegmentationRecord], dataset: str = "digit-scenes") -> pd.DataFrame:
     """The small rows' kept models tested by sliding window and on whole images, kernels resized (strings)."""
     lines, ds = [], scenes.load(dataset)
+    resized = cache(segmenters.resized)  # once a size, not once a batch
     for row in segmenters.TINY:
         for run in of_cell(ledger, dataset, "reduced", row)[:1]:
             p, model = SEGMENTATION[run.protocol], segmentation.load(run)
             ways = {
                 "sliding window": partial(segmentation.slide, model, crop=p.crop, stride=p.stride),
-                "whole image": partial(segmentation.whole, model),
+                "whole image": partial(segmentation.whole, model, resized=resized),
             }
             for way, scores in ways.items():
                 found = measures(**segmentation.measure(scores, segmentation.subset(ds, p), torch.float32))

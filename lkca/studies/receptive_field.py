@@ -75,17 +75,18 @@ def area_ratio(shares_XY: np.ndarray, at: tuple[float, float], threshold: float)
     Returns:
         The share of the image's pixels, in (0, 1].
     """
-    y, x = (np.arange(side) + 0.5 for side in shares_XY.shape)
-    distance = np.maximum(np.abs(y - at[0])[:, None], np.abs(x - at[1])[None])  # of a pixel's middle
-    sides = np.unique(distance)
-    held = np.array([shares_XY[distance <= side].sum() for side in sides])
-    first = int(np.argmax(held >= min(threshold, held[-1])))
-    return float((distance <= sides[first]).mean())
+    return float(curve(shares_XY[None], at, [threshold])[0, 0])
 
 
 def curve(shares_BXY: np.ndarray, at: tuple[float, float], thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
     """r(t) of each image at each threshold, (B, thresholds): see `area_ratio`."""
-    return np.array([[area_ratio(image, at, t) for t in thresholds] for image in shares_BXY])
+    y, x = (np.arange(side) + 0.5 for side in shares_BXY.shape[1:])
+    distance = np.maximum(np.abs(y - at[0])[:, None], np.abs(x - at[1])[None])  # of a pixel's middle
+    squares = [distance <= side for side in np.unique(distance)]
+    areas = np.array([square.mean() for square in squares])
+    held = np.array([[image[square].sum() for square in squares] for image in shares_BXY])
+    first = [(held >= np.minimum(t, held[:, -1:])).argmax(1) for t in thresholds]
+    return areas[np.stack(first, axis=1)]
 
 
 def kernel_statistics(kernel: Tensor) -> dict[str, float]:

@@ -131,12 +131,16 @@ def slide(call: Callable[[Tensor], Tensor], x_BCHW: Tensor, crop: int, stride: i
     return (scores / seen)[:, :, :h, :w]
 
 
-def whole(model: segmenters.Segmenter, x_BCHW: Tensor) -> Tensor:
+def whole(
+    model: segmenters.Segmenter,
+    x_BCHW: Tensor,
+    resized: Callable[[segmenters.Segmenter, tuple[int, int]], segmenters.Segmenter] = segmenters.resized,
+) -> Tensor:
     """Scores (B, K, H, W) of whole images, the other way: position embeddings and kernels are resized to them."""
     (h, w), patch = x_BCHW.shape[2:], segmenters.plain(model).patch_size
     size = (-(-h // patch) * patch, -(-w // patch) * patch)
     x = F.pad(x_BCHW, (0, size[1] - w, 0, size[0] - h))
-    return _at(segmenters.resized(model, size)(x), size)[:, :, :h, :w]
+    return _at(resized(model, size)(x), size)[:, :, :h, :w]
 
 
 def _at(logits: Tensor, size: tuple[int, int]) -> Tensor:

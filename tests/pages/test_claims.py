@@ -246,7 +246,7 @@ def test_camvid_in_words():
         [0, 0, 40, *one["intersection"][3:]],
         [0, *one["union"][1:]],
     )  # of class 0, which never occurs, nothing
-    vit = SimpleNamespace(**one | {"seed": 0, "miou": 30.0, "intersection": known, "union": union})
+    vit = SimpleNamespace(**one | {"seed": 0, "miou": 30.0, "intersection": known, "union": union, "apart": None})
     lkca = SimpleNamespace(**vars(vit) | {"row": "LKCA-XS/UPerNet", "miou": 29.0})
     found = claims.camvid_sentence([vit, lkca])
     unknown = sum(u > 0 and 100 * i / u < 0.05 for i, u in zip(known, union, strict=True))
