@@ -29,7 +29,7 @@ test: .venv/.installed
 	$(call part,Checking style,$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .)
 	$(call part,Checking types and the order of the floors,$(BIN)/lint-imports --no-logo && $(BIN)/mypy lkca)
 	$(call part,Running the unit tests,$(BIN)/python -m pytest -q $(PARALLEL) --dist worksteal tests)
-	$(call part,Running the notebooks (each row trains for ten steps on scikit-learn's digits),\
+	$(call part,Running the notebooks (each row trains for five steps on scikit-learn's digits),\
 	  $(BIN)/python -m pytest -q -W default $(PARALLEL) --dist loadfile --nbval --nbval-cell-timeout=3600 notebooks)
 
 book: .venv/.installed

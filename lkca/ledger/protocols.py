@@ -118,10 +118,10 @@ PROTOCOLS = {
         ),
         ShortProtocol(
             "smoke",
-            "Ten steps of the whole recipe on 20 of scikit-learn's digits, tested on 40: seconds a row on a CPU core. "
-            "It shows that the way works; it is too short to learn from: expect chance, about 10 %.",
+            "Five steps of the whole recipe on ten of scikit-learn's digits, tested on 40: a few seconds a row on a "
+            "CPU core. It shows that the way works; it is too short to learn from: expect chance, about 10 %.",
             epochs=1,
-            train_images=20,
+            train_images=10,
             batch_size=2,
             warmup_epochs=0,
             flip=0.0,

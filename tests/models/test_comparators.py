@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from lkca.training import classification
 from lkca.training.stack import PRECISIONS, Stack
 
 CANNOT = {"RvT-T": ("1.09M", "57.59M"), "XCiT-T": ("0.96M", "51.44M"), "DeepViT-S": ("2.54M", "162.85M")}
-ONE_OF_EACH = {row.family: name for name, row in reversed(comparators.ROWS.items())}.values()  # the smallest
+ONE_OF_EACH = list({row.family: name for name, row in reversed(comparators.ROWS.items())}.values())  # the smallest
 
 
 def build(name, size=None, classes=10, **kw):
@@ -57,8 +58,11 @@ def test_rows_run_forward_and_backward_with_the_recorded_counts(row, size, class
 
 @pytest.mark.parametrize("row", comparators.ROWS)
 def test_recorded_macs_are_those_of_the_counters(row):
+    """Of torch's counter above at three settings; here of ptflops, and by the function that made the file."""
     key = (row, zoo.step(row), 10)
-    assert complexity._counted()[key] == tuple(complexity._run(*key))
+    whole = row in ONE_OF_EACH or zoo.step(row) > 32
+    made = tuple(itertools.islice(complexity._run(*key), 3 if whole else 2))
+    assert complexity._counted()[key][: len(made)] == made and len(made) == 2 + whole
 
 
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA", "ViT/1M", "LKCA-L"])

@@ -84,7 +84,7 @@ def test_every_row_stacks(digits, row):
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_in_bf16_a_stacked_seed_stays_near_the_one_alone(digits, row):
     """Products are rounded to 8 bits, in another order: losses of the first 4 steps agree to 2 %."""
-    together, alone = (trained(digits, row, seeds, 4, "bf16") for seeds in ((0, 1), (1,)))
+    together, alone = (trained(digits, row, seeds, 4, "bf16", 4) for seeds in ((0, 1), (1,)))
     assert all(w.dtype == torch.float32 for w in together.params.values())
     torch.testing.assert_close(together.loss_sum[1], alone.loss_sum[0], rtol=0.02, atol=0)
 
@@ -99,13 +99,13 @@ def test_in_bf16_a_seed_alone_ends_the_same_each_time(digits, row):
 @pytest.mark.parametrize("row", ["ViT/0.5M", "ViT/0.5M-LKCA"])
 def test_the_step_is_the_recipe_written_plainly(digits, row):
     """Against an unstacked module in a loop that erases, mixes and smooths image by image; float64, 16 steps."""
-    seed, steps = 3, 16
-    stack = trained(digits, row, (seed,), steps)
+    seed, steps, batch = 3, 16, 4
+    stack = trained(digits, row, (seed,), steps, batch=batch)
     (model,) = models(row, [seed])
     model = model.double().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=P.betas, weight_decay=P.weight_decay)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in data.stats("digits"))
-    for block in blocks(digits, [seed], steps, stack):
+    for block in blocks(digits, [seed], steps, stack, batch):
         for images, labels, boxes, other, share, weight, box, uniform in zip(*(t[0] for t in block), strict=True):
             x = (images.double() / 255 - mean) / std
             for image, (top, bottom, left, right) in zip(x, boxes.tolist(), strict=True):
