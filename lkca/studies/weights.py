@@ -33,6 +33,7 @@ def kept(vit: str, dataset: str, protocol: str, results_root: Path = RESULTS) ->
 
     Raises ValueError, naming the rows there are, if the weights of the first two were not both kept.
     """
+    vit = zoo.canonical(vit)
     found = _of_one_seed(runs(dataset, protocol, results_root), vit)
     if not found:
         known = [a.row for a, _ in pairs(results_root) if (a.dataset, a.protocol) == (dataset, protocol)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -281,3 +282,28 @@ def test_a_job_leaves_a_row_to_another_that_trains_it_and_waits_for_it_at_the_en
             assert done.wait(60) and rows == [other] and records.lacking([first], job.results_root)
             (trained,) = fit(row, data.load(name), job.protocol, results_root=job.results_root, progress=None)
         assert waiting.result(60)[0] == trained and rows == [other]
+
+
+WRONG = {
+    "table": [None, "2", 9, [2], {}, True, -1],
+    "seeds": [1.5, None, 5, "0", [1.5], [-1], ["0"], [None], [True], [[0]], {}, []],
+    "rows": [None, 5, True, [["ViT"]], [None], [], "ResNet", {"a": 1}, 1.5],
+    "protocol": ["fast", None, 5, ["smoke"], "Smoke", {}, "", True],
+    "dataset": ["cifar", 5, ["cifar10"], {}, "CIFAR10", True],
+    "device": ["tpu", None, 5, ["cpu"], "CPU"],
+    "precision": ["int8", None, 32, ["fp32"]],
+    "data_root": [5, ["x"], {}, "\0", "x" * 5000, True],
+    "results_root": [5, ["x"], {}, "\0", "x" * 5000, True],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_wrong_parameter_is_named_in_a_sentence(tmp_path, name, value):
+    """Whatever its type: never in Python's own words, and before anything is written."""
+    given = {"protocol": "smoke", "results_root": tmp_path} | {name: value}
+    with pytest.raises(ValueError) as raised:
+        jobs.plan(given.pop("table", 2), **given)
+    said = str(raised.value)
+    assert not any(words in said for words in ("embedded null", "unhashable", "not iterable", "File name too long"))
+    assert {"table", "row", "rows", "seed", "seeds", "data set", name} & set(re.findall(r"data set|\w+", said))
+    assert not list(tmp_path.iterdir())
