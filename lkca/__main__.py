@@ -5,6 +5,7 @@ so that none of them waits for, or lacks, what another needs: no command imports
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(places.said(), flush=True)
     try:
         return args.command(args)
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"lkca: error: {error}", file=sys.stderr)
         return 2
