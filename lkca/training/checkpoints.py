@@ -119,7 +119,7 @@ def _described(said: dict) -> str:
 
 
 def _load(file: Path) -> dict:
-    damaged = f"the checkpoint {file} is damaged"
+    unread, todo = f"the checkpoint {file} cannot be understood", "move it away to begin this run anew"
     try:
         held = torch.load(file, map_location="cpu", weights_only=True)
     except torch.OutOfMemoryError:
@@ -129,10 +129,10 @@ def _load(file: Path) -> dict:
     except PermissionError as error:
         raise OSError(f"the checkpoint {file} cannot be read ({error})") from error
     except Exception as error:  # torch raises many kinds for a damaged file, OSError among them
-        raise ValueError(f"{damaged} ({error}): delete it to begin this run again") from error
+        raise ValueError(f"{unread} ({error}): {todo}") from error
     parts = {"stack": dict, "state": dict, "fingerprint": str}
     if not isinstance(held, dict) or not all(isinstance(held.get(name), kind) for name, kind in parts.items()):
-        raise ValueError(f"{damaged} (it has not the parts of one): delete it to begin this run again")
+        raise ValueError(f"{unread} (it has not the parts of one): {todo}")
     return held
 
 
